@@ -1,0 +1,75 @@
+use serde_json::Value;
+
+/// Everything the source said, at one moment.
+///
+/// Fields hold what the source holds, unjudged. Judging is [`Desired`](super::Desired)'s work.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// The people and programs that may connect.
+    pub users: Vec<UserRecord>,
+    /// The grants users refer to by id.
+    pub roles: Vec<RoleRecord>,
+}
+
+/// One record of the users collection.
+///
+/// Optional fields that the collection lacks are [`Value::Null`] or empty.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct UserRecord {
+    /// The record's id.
+    pub id: String,
+    /// The name the client connects with.
+    pub username: String,
+    /// What the password field holds: a bcrypt hash, one hopes. Empty: none.
+    pub password: PasswordHash,
+    /// A public user nkey, used instead of a password. Empty: none.
+    pub nkey: String,
+    /// Ids of the roles referred to. Empty: no role.
+    pub roles: Vec<String>,
+    /// Whether the user may connect at all.
+    pub active: bool,
+    /// What is granted beside the roles.
+    pub permissions: Permissions,
+    /// The ways to connect, such as `["STANDARD", "MQTT"]`.
+    pub connection_types: Value,
+}
+
+/// One record of the roles collection.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RoleRecord {
+    /// The id users refer to.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// What it grants and denies.
+    pub permissions: Permissions,
+    /// Whether a request may be answered on its reply subject.
+    pub allow_response: Value,
+    /// How many answers a request may have.
+    pub allow_response_max: Value,
+    /// For how many seconds it may be answered.
+    pub allow_response_ttl: Value,
+}
+
+/// The four subject lists of a record, as JSON of any kind.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Permissions {
+    /// Subjects that may be published to.
+    pub publish: Value,
+    /// Subjects that may be subscribed to.
+    pub subscribe: Value,
+    /// Subjects that may not be published to, whatever else is allowed.
+    pub publish_deny: Value,
+    /// Subjects that may not be subscribed to, whatever else is allowed.
+    pub subscribe_deny: Value,
+}
+
+/// The text of a password field. It is not shown by `Debug`: often it is a hash, at times a mistake.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct PasswordHash(pub String);
+
+impl std::fmt::Debug for PasswordHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("…")
+    }
+}

@@ -1,0 +1,6 @@
+//! Your PocketBase users and roles, live in NATS.
+
+pub mod apply;
+pub mod auth;
+pub mod options;
+pub mod source;

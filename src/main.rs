@@ -1,0 +1,3 @@
+//! The command line: parse, dispatch, print, exit code.
+
+fn main() {}

@@ -1,0 +1,355 @@
+//! Every setting, typed: from the settings file, the environment, or plain Rust.
+
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Deserializer, de};
+use zeroize::Zeroizing;
+
+use crate::auth::{Event, EventType, MaxRemoved};
+
+/// All settings, named as in `pb-nats.toml`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    /// Where users and roles are read.
+    pub pocketbase: PocketBaseOptions,
+    /// What users without a role may do.
+    pub permissions: PermissionOptions,
+    /// The file that nats-server includes.
+    pub auth_file: AuthFileOptions,
+    /// The servers, and how to talk to them.
+    pub nats: NatsOptions,
+    /// When to make a pass, and what a pass may take away.
+    pub sync: SyncOptions,
+    /// The address at which the daemon tells how it is.
+    pub admin: AdminOptions,
+    /// Beside `sync.ignore_events`: `false` for an event that need not be applied at once.
+    #[serde(skip)]
+    pub event_filter: Option<EventFilter>,
+    /// The folder of the settings file: the reload command works there. Empty: the working folder.
+    #[serde(skip)]
+    pub folder: PathBuf,
+}
+
+/// `[pocketbase]`: where users and roles are read.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PocketBaseOptions {
+    /// PocketBase's address. It may have a base path.
+    pub url: Option<String>,
+    /// Instead of `url`: the data folder of a PocketBase on this machine, read directly.
+    pub data_dir: Option<PathBuf>,
+    /// A file with a token of a superuser or service account; read again when it changes.
+    pub token_file: Option<PathBuf>,
+    /// The token itself.
+    pub token: Option<Secret>,
+    /// Instead of a token: the email or other identity of an account.
+    pub identity: Option<String>,
+    /// That account's password.
+    pub password: Option<Secret>,
+    /// A file with that password.
+    pub password_file: Option<PathBuf>,
+    /// The auth collection that account is in.
+    pub auth_collection: String,
+    /// The collection of users.
+    pub user_collection: String,
+    /// The collection of roles.
+    pub role_collection: String,
+    /// The field that holds the NATS user name; in an auth collection without it, `email` does.
+    pub username_field: String,
+    /// The field that holds the bcrypt hash, or a `password`-type field.
+    pub password_field: String,
+    /// The field that refers to the roles.
+    pub role_field: String,
+    /// The bool field that says whether the user may connect.
+    pub active_field: String,
+    /// The one-row view that is read, where it exists, as one snapshot of both collections.
+    pub export_view: String,
+    /// A PEM file with an extra certificate authority.
+    pub ca_file: Option<PathBuf>,
+    /// How long to go without a hint before looking anyway.
+    #[serde(deserialize_with = "duration")]
+    pub resync_interval: Duration,
+    /// How long one request may take.
+    #[serde(deserialize_with = "duration")]
+    pub request_timeout: Duration,
+}
+
+/// `[permissions]`: what users without a role may do.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PermissionOptions {
+    /// Subjects they may publish to.
+    #[serde(deserialize_with = "one_or_many")]
+    pub default_publish: Vec<String>,
+    /// Subjects they may subscribe to.
+    #[serde(deserialize_with = "one_or_many")]
+    pub default_subscribe: Vec<String>,
+}
+
+/// `[auth_file]`: the file that nats-server includes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuthFileOptions {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The mode of a new file. An existing file keeps its mode and owner.
+    #[serde(deserialize_with = "mode")]
+    pub mode: u32,
+    /// Whether the former file is kept when it is replaced.
+    pub create_backups: bool,
+    /// Where it is kept.
+    pub backup_dir: PathBuf,
+    /// How many are kept. 0: all.
+    pub max_backups: usize,
+    /// The group of a new file, so that nats-server's user can read it. Empty: our own.
+    pub group: String,
+    /// `timeout` of the authorization block, for storms of bcrypt log-ins. `None`: the server's.
+    #[serde(deserialize_with = "optional_duration")]
+    pub login_timeout: Option<Duration>,
+    /// Whether to make a pass at start, not only at the first change.
+    pub generate_initial: bool,
+}
+
+/// `[nats]`: the servers, and how to talk to them.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NatsOptions {
+    /// The main config, for checks and the expected digest.
+    pub config_file: Option<PathBuf>,
+    /// The program that judges configs (`-t`). Without it our own checks and the server's word do.
+    pub server_binary: PathBuf,
+    /// The command that reloads the server, split as a shell would.
+    pub reload_command: Option<String>,
+    /// Or: files with the servers' process ids, which get SIGHUP.
+    #[serde(deserialize_with = "one_or_many")]
+    pub pid_file: Vec<PathBuf>,
+    /// Or, with neither: the system account, whose servers are all asked to reload. Beside them it
+    /// verifies and cuts off.
+    pub system_url: Option<String>,
+    /// A `.creds` file of a user in the system account.
+    pub system_credentials_file: Option<PathBuf>,
+    /// Or that user's name,
+    pub system_user: Option<String>,
+    /// and password,
+    pub system_password: Option<Secret>,
+    /// or a file with it.
+    pub system_password_file: Option<PathBuf>,
+    /// Monitoring addresses, for verification without the system account.
+    #[serde(deserialize_with = "one_or_many")]
+    pub monitor_url: Vec<String>,
+    /// How long a reload may take until the server runs the file.
+    #[serde(deserialize_with = "duration")]
+    pub reload_timeout: Duration,
+    /// Names never taken from PocketBase, beside those in the main config's accounts.
+    pub reserved_users: Vec<String>,
+}
+
+/// `[sync]`: when to make a pass, and what a pass may take away.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SyncOptions {
+    /// How long to wait after a hint, so that a burst of edits becomes one pass.
+    #[serde(deserialize_with = "duration")]
+    pub debounce: Duration,
+    /// How long to wait at most while hints keep coming.
+    #[serde(deserialize_with = "duration")]
+    pub max_wait: Duration,
+    /// Kinds of events that need not be applied at once.
+    pub ignore_events: Vec<EventType>,
+    /// A pass that would remove more users than this is held back.
+    pub max_removed: MaxRemoved,
+    /// Below this many removals the guard is silent.
+    pub min_removed: usize,
+}
+
+/// `[admin]`: the address at which the daemon tells how it is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminOptions {
+    /// Address and port. Empty: none.
+    pub listen: String,
+    /// Further host names it may be called by.
+    pub hosts: Vec<String>,
+}
+
+/// Says of an event whether it must be applied at once.
+#[derive(Clone)]
+pub struct EventFilter(pub Arc<dyn Fn(&Event) -> bool + Send + Sync>);
+
+/// Text that `Debug` does not show and that is wiped from memory when dropped.
+#[derive(Clone)]
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    /// Takes the text as it is.
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(Zeroizing::new(text.into()))
+    }
+
+    /// The text, for the one place that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for PocketBaseOptions {
+    fn default() -> Self {
+        PocketBaseOptions {
+            url: None,
+            data_dir: None,
+            token_file: None,
+            token: None,
+            identity: None,
+            password: None,
+            password_file: None,
+            auth_collection: "_superusers".into(),
+            user_collection: "nats_users".into(),
+            role_collection: "nats_roles".into(),
+            username_field: "username".into(),
+            password_field: "password".into(),
+            role_field: "role_id".into(),
+            active_field: "active".into(),
+            export_view: "nats_export".into(),
+            ca_file: None,
+            resync_interval: Duration::from_mins(1),
+            request_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Default for PermissionOptions {
+    fn default() -> Self {
+        PermissionOptions {
+            default_publish: vec!["PUBLIC.>".into()],
+            default_subscribe: vec!["PUBLIC.>".into(), "_INBOX.>".into()],
+        }
+    }
+}
+
+impl Default for AuthFileOptions {
+    fn default() -> Self {
+        AuthFileOptions {
+            path: "auth.conf".into(),
+            mode: 0o640,
+            create_backups: true,
+            backup_dir: "backups".into(),
+            max_backups: 30,
+            group: String::new(),
+            login_timeout: None,
+            generate_initial: true,
+        }
+    }
+}
+
+impl Default for NatsOptions {
+    fn default() -> Self {
+        NatsOptions {
+            config_file: None,
+            server_binary: "nats-server".into(),
+            reload_command: None,
+            pid_file: Vec::new(),
+            system_url: None,
+            system_credentials_file: None,
+            system_user: None,
+            system_password: None,
+            system_password_file: None,
+            monitor_url: Vec::new(),
+            reload_timeout: Duration::from_secs(30),
+            reserved_users: Vec::new(),
+        }
+    }
+}
+
+impl Default for SyncOptions {
+    fn default() -> Self {
+        SyncOptions {
+            debounce: Duration::from_millis(250),
+            max_wait: Duration::from_secs(2),
+            ignore_events: Vec::new(),
+            max_removed: MaxRemoved::Share(0.5),
+            min_removed: 10,
+        }
+    }
+}
+
+impl Default for AdminOptions {
+    fn default() -> Self {
+        AdminOptions { listen: "127.0.0.1:9478".into(), hosts: Vec::new() }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+impl fmt::Debug for EventFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EventFilter")
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        /// Its errors must not repeat the value, as serde's own would.
+        struct Text;
+        impl de::Visitor<'_> for Text {
+            type Value = Secret;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string in quotes")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Secret, E> {
+                Ok(Secret::new(text))
+            }
+            fn visit_i64<E: de::Error>(self, _: i64) -> Result<Secret, E> {
+                Err(E::custom("expected a string in quotes"))
+            }
+            fn visit_f64<E: de::Error>(self, _: f64) -> Result<Secret, E> {
+                Err(E::custom("expected a string in quotes"))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
+}
+
+fn one_or_many<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a string or an array of strings")]
+    enum OneOrMany<T> {
+        One(T),
+        Many(Vec<T>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(it) => vec![it],
+        OneOrMany::Many(them) => them,
+    })
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    jiff::fmt::friendly::SpanParser::new().parse_unsigned_duration(&text).map_err(|_| {
+        de::Error::custom(format!("`{text}` is not a duration such as \"250ms\", \"10s\" or \"5m\""))
+    })
+}
+
+fn optional_duration<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    duration(de::value::StringDeserializer::new(text)).map(Some)
+}
+
+fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match u32::from_str_radix(&text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err(de::Error::custom(format!("`{text}` is not a file mode such as \"0640\""))),
+    }
+}

@@ -1,0 +1,3 @@
+//! What people and CI run in this repository: `cargo xtask`.
+
+fn main() {}
