@@ -10,6 +10,8 @@ mod finding;
 mod render;
 mod snapshot;
 mod subject;
+#[cfg(test)]
+mod tests;
 
 pub use changes::{Changes, Event, EventType, Limits, MaxRemoved, Refused};
 pub use desired::{

@@ -521,33 +521,32 @@ impl Filled {
         about: &About<'_>,
         findings: &mut Vec<Finding>,
     ) {
-        let mut add = |to: &mut (BTreeSet<_>, BTreeSet<_>), from: &Entries, parse: Parse, field| {
+        let mut add = |to: &mut (BTreeSet<_>, BTreeSet<_>),
+                       from: &Entries,
+                       parse: Parse,
+                       direction| {
             let (allow, deny) = to;
             allow.extend(from.allow.iter().cloned());
             deny.extend(from.deny.iter().cloned());
-            let mut fill = |template: &str, effect| {
+            let mut fill = |template: &str, list: &str, effect| {
                 let filled = subject::fill(template, values).and_then(|filled| parse(&filled));
-                filled
-                    .map_err(|why| {
-                        findings.push(about(
-                            field,
-                            &quoted(template),
-                            Problem::Subject(why),
-                            effect,
-                        ));
-                    })
-                    .ok()
+                let refused = |why| {
+                    let field = format!("{direction}_{list}");
+                    findings.push(about(&field, &quoted(template), Problem::Subject(why), effect));
+                };
+                filled.map_err(refused).ok()
             };
-            allow.extend(from.allow_templates.iter().filter_map(|it| fill(it, Effect::NotGranted)));
-            deny.extend(
-                from.deny_templates.iter().map(|it| {
-                    fill(it, Effect::DirectionDenied).unwrap_or_else(Subject::everything)
-                }),
-            );
+            for template in &from.allow_templates {
+                allow.extend(fill(template, "permissions", Effect::NotGranted));
+            }
+            for template in &from.deny_templates {
+                let filled = fill(template, "deny_permissions", Effect::DirectionDenied);
+                deny.insert(filled.unwrap_or_else(Subject::everything));
+            }
         };
-        add(&mut self.publish, &granted.publish, Subject::parse, "publish_permissions");
+        add(&mut self.publish, &granted.publish, Subject::parse, "publish");
         let parse = Subject::parse_subscription;
-        add(&mut self.subscribe, &granted.subscribe, parse, "subscribe_permissions");
+        add(&mut self.subscribe, &granted.subscribe, parse, "subscribe");
         self.responses = match (self.responses, granted.responses) {
             (Some(one), Some(other)) => Some(one.wider(other)),
             (one, other) => one.or(other),
