@@ -332,7 +332,9 @@ fn one_or_many<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     jiff::fmt::friendly::SpanParser::new().parse_unsigned_duration(&text).map_err(|_| {
-        de::Error::custom(format!("`{text}` is not a duration such as \"250ms\", \"10s\" or \"5m\""))
+        de::Error::custom(format!(
+            "`{text}` is not a duration such as \"250ms\", \"10s\" or \"5m\""
+        ))
     })
 }
 
