@@ -221,9 +221,9 @@ impl AuthFile {
         self.applied(false, stamp(text), judge)
     }
 
-    /// Whether there is a nats-server program to ask about configs.
-    pub async fn has_judge(&mut self) -> bool {
-        self.judge().await.is_some()
+    /// The version of the nats-server program that judges configs, if there is one.
+    pub async fn judge_version(&mut self) -> Option<String> {
+        Some(self.judge().await?.version)
     }
 
     /// Makes the file, which holds `former`, hold `desired`; or leaves it alone.

@@ -2,22 +2,38 @@
 
 use std::{
     env,
+    fmt::Write as _,
     io::{self, IsTerminal, Read, Write},
     path::PathBuf,
+    pin::pin,
     process::ExitCode,
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
-use pb_nats::options::{Options, OptionsError};
+use pb_nats::{
+    Options, PocketBase, Reconciler,
+    apply::{Adopt, ApplyError},
+    auth::Finding,
+    check::Verdict,
+    options::OptionsError,
+    reconcile::{Consent, ReconcileError},
+    server::{ServerError, State},
+    source::SourceError,
+};
 use sd_notify::NotifyState;
+use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::warn;
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
 
 /// Wrong usage or settings, or a question that cannot be decided.
 const EXIT_USAGE: u8 = 2;
+/// `plan --exit-code` with something to do.
+const EXIT_PENDING: u8 = 3;
+/// Held back by the guard.
+const EXIT_HELD_BACK: u8 = 4;
 
 /// bcrypt looks at no more of a password.
 const LONGEST_PASSWORD: usize = 72;
@@ -133,35 +149,167 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
 
 async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     // Before anything else: until it is caught, SIGHUP ends a process.
-    let _settings_changed = hangups()?;
-    let shutdown = shutdown()?;
-    let _options = options(cli)?;
-    drop(shutdown);
+    let mut hangups = hangups()?;
+    let mut shutdown = pin!(shutdown()?);
+    let (mut reconciler, options) = open(cli)?;
+    let (version, file) = (env!("CARGO_PKG_VERSION"), options.auth_file.path.display());
+    info!(version, %file, "pb-nats keeps NATS in step with PocketBase");
+    notify(&[NotifyState::Ready]);
+    loop {
+        let mut next = None;
+        let stop = async {
+            loop {
+                tokio::select! {
+                    () = &mut shutdown => return,
+                    _ = hangups.recv() => match open(cli) {
+                        Ok((reconciler, _)) => {
+                            next = Some(reconciler);
+                            return;
+                        }
+                        Err(error) => {
+                            let (error, hint) = (format!("{error:#}"), hint(&error));
+                            error!(error, hint, "the settings as they are now cannot be used; \
+                                the former ones stay");
+                        }
+                    }
+                }
+            }
+        };
+        reconciler.run(stop).await?;
+        let Some(next) = next else { break };
+        reconciler = next;
+        info!("the settings were read again");
+    }
     notify(&[NotifyState::Stopping]);
-    bail!("`run` is not available yet")
+    info!("stopped; what is in force stays in force");
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn once(cli: &Cli, arguments: &Once) -> anyhow::Result<ExitCode> {
-    let _options = options(cli)?;
-    let Once { accept_removals: _, adopt: _ } = arguments;
-    bail!("`once` is not available yet")
+    let (mut reconciler, _) = open(cli)?;
+    let adopt = if arguments.adopt { Adopt::Yes } else { Adopt::No };
+    let consent = Consent { removals: arguments.accept_removals, adopt };
+    let passed = reconciler.pass(consent).await;
+    tell_findings(reconciler.findings());
+    let converged = passed?;
+    let mut text = match &converged.changes {
+        Some(changes) => format!("written: {changes}\n"),
+        None => "nothing to change\n".to_owned(),
+    };
+    let _ = writeln!(text, "{} users", converged.users);
+    for server in &converged.servers {
+        let _ = writeln!(text, "{server}");
+        if let State::Unverified { why } = &server.state {
+            complain("warning", &format!("{}: {why}", server.server));
+        }
+    }
+    print(&text)
 }
 
 async fn plan(cli: &Cli, arguments: &Plan) -> anyhow::Result<ExitCode> {
-    let _options = options(cli)?;
-    let Plan { json: _, exit_code: _ } = arguments;
-    bail!("`plan` is not available yet")
+    let (mut reconciler, _) = open(cli)?;
+    let plan = reconciler.plan(Adopt::No).await?;
+    tell_findings(&plan.findings);
+    let pending =
+        plan.write || plan.servers.iter().any(|it| matches!(it.state, State::NotInStep { .. }));
+    if arguments.json {
+        let servers = plan.servers.iter().map(|it| {
+            json!({
+                "server": it.server,
+                "version": it.version,
+                "state": it.state.word(),
+                "detail": it.to_string(),
+            })
+        });
+        let plan = json!({
+            "pending": pending,
+            "write": plan.write,
+            "held_back": plan.refused.as_ref().map(ToString::to_string),
+            "changes": plan.changes,
+            "users": plan.desired.users.len(),
+            "roles": plan.desired.roles.len(),
+            "findings": plan.findings,
+            "servers": servers.collect::<Vec<_>>(),
+        });
+        print(&format!("{plan:#}\n"))?;
+    } else {
+        print(&diff(&plan))?;
+    }
+    Ok(match (&plan.refused, pending) {
+        (Some(_), _) if arguments.exit_code => ExitCode::from(EXIT_HELD_BACK),
+        (None, true) if arguments.exit_code => ExitCode::from(EXIT_PENDING),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+/// What would change, a line each.
+fn diff(plan: &pb_nats::reconcile::Plan) -> String {
+    let mut text = String::new();
+    let changes = &plan.changes;
+    for (sign, what, names) in [
+        ('+', "user", &changes.users_added),
+        ('~', "user", &changes.users_changed),
+        ('-', "user", &changes.users_removed),
+        ('+', "role", &changes.roles_added),
+        ('~', "role", &changes.roles_changed),
+        ('-', "role", &changes.roles_removed),
+    ] {
+        for name in names {
+            let _ = writeln!(text, "{sign} {what} {name:?}");
+        }
+    }
+    for (what, differs) in [
+        ("default permissions", changes.defaults_changed),
+        ("login timeout", changes.timeout_changed),
+    ] {
+        if differs {
+            let _ = writeln!(text, "~ {what}");
+        }
+    }
+    if let Some(refused) = &plan.refused {
+        let _ = writeln!(text, "held back: {refused}\n{}", refused.hint());
+    }
+    for server in &plan.servers {
+        let _ = writeln!(text, "{server}");
+    }
+    if !plan.write {
+        let _ = writeln!(text, "nothing to change");
+    } else if text.is_empty() {
+        let _ = writeln!(text, "the file would be written anew");
+    }
+    text
 }
 
 async fn render(cli: &Cli) -> anyhow::Result<ExitCode> {
-    let _options = options(cli)?;
-    bail!("`render` is not available yet")
+    let (mut reconciler, _) = open(cli)?;
+    let (desired, findings) = reconciler.desired().await?;
+    tell_findings(&findings);
+    print(&pb_nats::auth::render(&desired))
 }
 
 async fn check(cli: &Cli, arguments: &Check) -> anyhow::Result<ExitCode> {
-    let _options = options(cli)?;
-    let Check { json: _ } = arguments;
-    bail!("`check` is not available yet")
+    let options = options(cli)?;
+    let lines = pb_nats::check::check(&options).await;
+    if arguments.json {
+        print(&format!("{:#}\n", json!(lines)))?;
+    } else {
+        print(&lines.iter().map(|it| format!("{it}\n")).collect::<String>())?;
+    }
+    let failed = lines.iter().any(|it| it.verdict == Verdict::Wrong);
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The reconciler that the settings amount to.
+fn open(cli: &Cli) -> anyhow::Result<(Reconciler<PocketBase>, Options)> {
+    let options = options(cli)?;
+    let source = PocketBase::open(&options.pocketbase)?;
+    Ok((Reconciler::new(source, &options)?, options))
+}
+
+fn tell_findings(findings: &[Finding]) {
+    for finding in findings {
+        complain("finding", &finding.to_string());
+    }
 }
 
 fn hash(arguments: &Hash) -> anyhow::Result<ExitCode> {
@@ -240,16 +388,34 @@ fn report(error: &anyhow::Error) {
     let _ = io::stderr().write_all(lines.as_bytes());
 }
 
+/// Something that is no failure, on stderr.
+fn complain(what: &str, text: &str) {
+    let _ = writeln!(io::stderr(), "{what}: {text}");
+}
+
 fn hint(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|it| {
-        let options = it.downcast_ref::<OptionsError>().and_then(OptionsError::hint);
-        options.or_else(|| it.downcast_ref::<Usage>()?.hint.clone())
+        None.or_else(|| it.downcast_ref::<OptionsError>()?.hint())
+            .or_else(|| it.downcast_ref::<Usage>()?.hint.clone())
+            .or_else(|| it.downcast_ref::<ReconcileError>()?.hint())
+            .or_else(|| it.downcast_ref::<SourceError>()?.hint())
+            .or_else(|| it.downcast_ref::<ApplyError>()?.hint().map(str::to_owned))
+            .or_else(|| it.downcast_ref::<ServerError>()?.hint())
     })
 }
 
 fn exit_code(error: &anyhow::Error) -> ExitCode {
-    if error.chain().any(|it| it.is::<OptionsError>() || it.is::<Usage>()) {
+    let usage = |it: &(dyn std::error::Error + 'static)| {
+        it.is::<OptionsError>()
+            || it.is::<Usage>()
+            || matches!(it.downcast_ref(), Some(SourceError::Settings(_)))
+            || matches!(it.downcast_ref(), Some(ServerError::Setting { .. }))
+    };
+    if error.chain().any(usage) {
         return ExitCode::from(EXIT_USAGE);
+    }
+    if error.chain().any(|it| matches!(it.downcast_ref(), Some(ReconcileError::Guard(_)))) {
+        return ExitCode::from(EXIT_HELD_BACK);
     }
     ExitCode::FAILURE
 }

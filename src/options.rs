@@ -236,6 +236,24 @@ impl Secret {
     }
 }
 
+impl EventFilter {
+    /// A filter that asks this function.
+    pub fn new(apply_at_once: impl Fn(&Event) -> bool + Send + Sync + 'static) -> EventFilter {
+        EventFilter(Arc::new(apply_at_once))
+    }
+
+    /// What neither the list nor the function lets pass by. `None`: nothing passes by.
+    pub(crate) fn both(ignored: &[EventType], filter: Option<&EventFilter>) -> Option<EventFilter> {
+        if ignored.is_empty() {
+            return filter.cloned();
+        }
+        let (ignored, filter) = (ignored.to_vec(), filter.cloned());
+        Some(EventFilter(Arc::new(move |event| {
+            !ignored.contains(&event.kind) && filter.as_ref().is_none_or(|it| it.0(event))
+        })))
+    }
+}
+
 impl Options {
     /// Refuses settings that contradict each other or make no sense.
     ///

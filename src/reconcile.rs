@@ -62,6 +62,8 @@ pub struct Plan {
     pub refused: Option<Refused>,
     /// What had to be left out.
     pub findings: Vec<Finding>,
+    /// Which servers run the file, if it is not to be written.
+    pub servers: Vec<Outcome>,
 }
 
 /// What a pass did. Every server that could be asked runs the file.
@@ -198,11 +200,23 @@ impl<S: Source> Reconciler<S> {
         Ok(Converged { changes, users: plan.desired.users.len(), servers })
     }
 
-    /// What a pass would do now. Writes nothing, and asks no server.
+    /// What a pass would do now. Writes nothing, and tells no server to reload.
     pub async fn plan(&mut self, adopt: Adopt) -> Result<Plan, ReconcileError> {
         let snapshot = self.source.snapshot().await?;
         let current = self.file.read(adopt)?;
-        Ok(self.decide(&snapshot, &current, self.file.main_config()?.as_ref()))
+        let mut plan = self.decide(&snapshot, &current, self.file.main_config()?.as_ref());
+        if !plan.write {
+            plan.servers = self.servers.survey(&self.file.as_it_is(&current.text).await?).await;
+        }
+        Ok(plan)
+    }
+
+    /// What NATS should allow now, and what had to be left out. Looks at no auth file.
+    pub async fn desired(&mut self) -> Result<(Desired, Vec<Finding>), ReconcileError> {
+        let snapshot = self.source.snapshot().await?;
+        let nothing = Current { text: String::new(), desired: None };
+        let plan = self.decide(&snapshot, &nothing, self.file.main_config()?.as_ref());
+        Ok((plan.desired, plan.findings))
     }
 
     /// What should be, and how the file differs from that.
@@ -223,6 +237,7 @@ impl<S: Source> Reconciler<S> {
             desired,
             changes,
             findings,
+            servers: Vec::new(),
         }
     }
 
@@ -237,9 +252,9 @@ impl<S: Source> Reconciler<S> {
     /// Whether servers should show by their metadata that they run the file: where their digest
     /// cannot show it, all of them know metadata, and nobody else's would be lost.
     async fn stamped(&mut self, main_config: Option<&MainConfig>) -> bool {
-        let digest = main_config.is_some() && self.file.has_judge().await;
         let lost = main_config.is_some_and(MainConfig::has_metadata);
-        !lost && self.servers.need_stamp(digest).await
+        let judge = self.file.judge_version().await.filter(|_| main_config.is_some());
+        !lost && self.servers.need_stamp(judge.as_deref()).await
     }
 
     /// Returns once the records differ from what they were at the call.
@@ -346,7 +361,8 @@ impl Backoff {
             _ => (self.wait * 2).clamp(Backoff::FIRST, Backoff::LONGEST),
         };
         let text = chain(failure);
-        let silent = |(said, at): &(String, Instant)| *said == text && at.elapsed() < Backoff::AGAIN;
+        let silent =
+            |(said, at): &(String, Instant)| *said == text && at.elapsed() < Backoff::AGAIN;
         if self.said.as_ref().is_some_and(silent) {
             debug!(error = text, retry = ?self.wait, "still failing");
         } else {
@@ -366,7 +382,7 @@ impl Backoff {
 }
 
 /// The error and its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(it) = cause {
@@ -390,10 +406,7 @@ impl ReconcileError {
                 State::NotInStep { why } => why.hint(),
                 State::InStep { .. } | State::Unverified { .. } => None,
             }),
-            ReconcileError::Placement(_) => Some(
-                "put `include \"auth.conf\"` on a line of its own, behind any `authorization` block"
-                    .to_owned(),
-            ),
+            ReconcileError::Placement(_) => Some(Placement::HINT.to_owned()),
         }
     }
 }

@@ -7,6 +7,7 @@ mod reload;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -78,6 +79,43 @@ pub enum State {
     },
 }
 
+impl State {
+    /// In one word, for scripts.
+    pub fn word(&self) -> &'static str {
+        match self {
+            State::InStep { .. } => "in_step",
+            State::NotInStep { .. } => "not_in_step",
+            State::Unverified { .. } => "unverified",
+        }
+    }
+}
+
+/// One line: who, of which version, and whether and how we know that it runs the file.
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.server)?;
+        if let Some(version) = &self.version {
+            write!(f, " {version}")?;
+        }
+        match &self.state {
+            State::InStep { proof, note } => {
+                let proof = match proof {
+                    Proof::Digest => "the digest of its config",
+                    Proof::Stamp => "the stamp in its config",
+                    Proof::LoadTime => "the time it loaded its config",
+                };
+                write!(f, ": in step, shown by {proof}")?;
+                if let Some(took) = self.took {
+                    write!(f, ", after {took:.1?}")?;
+                }
+                note.map_or(Ok(()), |it| write!(f, "; {it}"))
+            }
+            State::NotInStep { why } => write!(f, ": not in step: {why}"),
+            State::Unverified { why } => write!(f, ": unverified: {why}"),
+        }
+    }
+}
+
 /// What shows that a server runs the file, the strongest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {
@@ -94,6 +132,7 @@ pub enum Proof {
 struct Known {
     server: String,
     id: String,
+    version: String,
     address: String,
     /// Since when its cluster has been without it.
     missing: Option<Instant>,
@@ -138,6 +177,33 @@ impl Servers {
     pub async fn running(&mut self) -> Vec<Result<Running, ServerError>> {
         let answers = self.look(LOOK, Breadth::Everyone).await;
         answers.into_iter().map(|answer| answer.running).collect()
+    }
+
+    /// Which servers run the file now. None is told to reload.
+    pub async fn survey(&mut self, file: &Applied) -> Vec<Outcome> {
+        let answers = self.look(LOOK, Breadth::Everyone).await;
+        let digest = digest(file, self.timeout).await;
+        let wanted = Wanted { file, digest, ordered: None };
+        self.judge(&answers, &wanted);
+        self.outcomes(answers, &wanted, &[], &BTreeMap::new())
+    }
+
+    /// Whether the file needs a stamp, and every server knows stamps.
+    ///
+    /// A single server of the version that makes the digest (`judge`) shows the digest instead.
+    pub async fn need_stamp(&mut self, judge: Option<&str>) -> bool {
+        let one = |known: &Known| Some(known.version.as_str()) == judge;
+        if let [known] = &self.known[..]
+            && one(known)
+        {
+            return false;
+        }
+        let answers = self.look(GLANCE, Breadth::Everyone).await;
+        let knows = |it: &Answer| {
+            it.running.as_ref().is_ok_and(|it| !it.other_metadata && since_2_12(&it.version))
+        };
+        let shows = matches!(&self.known[..], [known] if one(known));
+        !answers.is_empty() && answers.iter().all(knows) && !shows
     }
 
     /// Makes every server run the file, and returns when each does or its time is over.
@@ -300,10 +366,14 @@ impl Servers {
                     let state = match &self.known(&running).proven {
                         Some(it) => State::InStep { proof: it.proof, note: it.note },
                         None => not(refusal(orders, &running.id).unwrap_or_else(|| {
-                            Arc::new(ServerError::NotLoaded {
-                                server: server.clone(),
-                                after: self.timeout,
-                                refusal: wanted.file.refusal().map(str::to_owned),
+                            let server = server.clone();
+                            Arc::new(match wanted.ordered {
+                                None => ServerError::Stale { server },
+                                Some(_) => ServerError::NotLoaded {
+                                    server,
+                                    after: self.timeout,
+                                    refusal: wanted.file.refusal().map(str::to_owned),
+                                },
                             })
                         })),
                     };
@@ -399,6 +469,7 @@ impl Known {
         Known {
             server: server.into(),
             id: running.id.clone(),
+            version: running.version.clone(),
             address: running.address.clone(),
             missing: None,
             comparable: false,
@@ -412,6 +483,12 @@ impl Known {
         self.server == next.server
             || self.server == self.id && next.server == next.id && self.address == next.address
     }
+}
+
+/// Whether a nats-server of this version has `server_metadata`.
+fn since_2_12(version: &str) -> bool {
+    let mut numbers = version.split('.').map_while(|it| it.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(2), Some(12))
 }
 
 /// What `nats-server -t` makes of the config on disk.

@@ -48,6 +48,12 @@ pub enum Placement {
     Unknown(ConfError),
 }
 
+impl Placement {
+    /// How to mend it.
+    pub const HINT: &str = "put `include \"auth.conf\"` on a line of its own, at the top level of the \
+        main config, behind any `authorization` block";
+}
+
 impl fmt::Display for Placement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -106,6 +112,22 @@ impl MainConfig {
         };
         let later = entries[at..].iter().find(|it| it.key.eq_ignore_ascii_case("authorization"));
         later.map_or(Placement::InForce, |it| Placement::Overridden { line: it.line })
+    }
+
+    /// Users of `authorization` blocks that the include replaces, but for a single one: that is the
+    /// locked user of a main config that is closed by itself.
+    pub fn replaced_users(&self) -> Vec<String> {
+        let Ok(entries) = &self.entries else { return Vec::new() };
+        let blocks = entries.iter().filter(|it| it.key.eq_ignore_ascii_case("authorization"));
+        let users: Vec<String> = blocks
+            .filter_map(|it| it.value.at("users"))
+            .flat_map(Node::items)
+            .filter_map(|user| {
+                ["user", "username", "nkey"].into_iter().find_map(|key| user.at(key))
+            })
+            .filter_map(|it| word(it, entries))
+            .collect();
+        if users.len() > 1 { users } else { Vec::new() }
     }
 
     /// Whether the operator's own metadata would be lost if the auth file had some.

@@ -59,6 +59,8 @@ pub struct Running {
     pub config_digest: Option<String>,
     /// `pb_nats` in its config's `server_metadata`, since 2.12.
     pub stamp: Option<String>,
+    /// Whether its config has metadata of someone else's.
+    pub(super) other_metadata: bool,
     /// When it loaded its config, by its own clock.
     pub config_load_time: SystemTime,
     /// When it loaded its config, by our clock: rather too early than too late.
@@ -411,6 +413,7 @@ impl Varz {
             version: self.version,
             config_digest: self.config_digest.filter(|it| !it.is_empty()),
             stamp: self.metadata.remove("pb_nats"),
+            other_metadata: !self.metadata.is_empty(),
             config_load_time: self.config_load_time,
             loaded,
             connections: self.connections,

@@ -94,6 +94,12 @@ pub enum ServerError {
         /// What `nats-server -t` has against the config on disk, which may be the reason.
         refusal: Option<String>,
     },
+    /// The server was not told to reload yet. It runs a former file.
+    #[error("{server} does not run the file yet")]
+    Stale {
+        /// Whom.
+        server: String,
+    },
     /// The credentials of the system account could not be read.
     #[error("cannot read {}", path.display())]
     Credentials {
@@ -190,6 +196,7 @@ impl ServerError {
             ServerError::Refused { .. } | ServerError::NotLoaded { refusal: Some(_), .. } => {
                 "mend the main config; the file is loaded as soon as the server takes it".into()
             }
+            ServerError::Stale { .. } => "a pass makes it reload: `pb-nats once`".into(),
             ServerError::NoReload { .. } => {
                 "set `reload_command`, `pid_file` or `system_url` in [nats]".into()
             }

@@ -1,0 +1,139 @@
+//! Everything that can be wrong, one line each, with the way to mend it.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::{
+    apply::{Adopt, AuthFile, Placement},
+    options::Options,
+    reconcile::{Plan, Reconciler, chain},
+    server::State,
+    source::PocketBase,
+};
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Line {
+    /// How it is.
+    pub verdict: Verdict,
+    /// What was looked at, and what was found.
+    pub text: String,
+    /// How to mend it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// How something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// As it should be.
+    Good,
+    /// It works, but someone should look.
+    Doubtful,
+    /// It does not work.
+    Wrong,
+}
+
+/// Looks at all of it. Writes nothing, and tells no server to reload.
+pub async fn check(options: &Options) -> Vec<Line> {
+    let mut lines = vec![Line::good("settings: read and understood")];
+    lines.extend(options.notes().into_iter().map(|it| Line::doubtful(it, None)));
+    main_config(options, &mut lines);
+    match PocketBase::open(&options.pocketbase) {
+        Ok(source) => match Reconciler::new(source, options) {
+            Ok(mut reconciler) => match reconciler.plan(Adopt::No).await {
+                Ok(plan) => records(&plan, &mut lines),
+                Err(error) => lines.push(Line::wrong(chain(&error), error.hint())),
+            },
+            Err(error) => lines.push(Line::wrong(chain(&error), error.hint())),
+        },
+        Err(error) => lines.push(Line::wrong(chain(&error), error.hint())),
+    }
+    lines
+}
+
+/// Whether nats-server takes its users from the auth file.
+fn main_config(options: &Options, lines: &mut Vec<Line>) {
+    let config = match AuthFile::new(options).main_config() {
+        Ok(Some(config)) => config,
+        Ok(None) => {
+            let text = "`nats.config_file` is not set, so nobody looks whether nats-server includes the auth file";
+            lines.push(Line::doubtful(text.into(), Some("set it to the main config".into())));
+            return;
+        }
+        Err(error) => {
+            lines.push(Line::wrong(chain(&error), error.hint().map(str::to_owned)));
+            return;
+        }
+    };
+    let placement = config.placement();
+    let text = placement.to_string();
+    lines.push(match placement {
+        Placement::InForce => Line::good(&text),
+        Placement::Unknown(_) => Line::doubtful(text, None),
+        Placement::NotIncluded | Placement::Overridden { .. } => {
+            Line::wrong(text, Some(Placement::HINT.into()))
+        }
+    });
+    let vanishing = config.replaced_users();
+    if !vanishing.is_empty() {
+        let names = vanishing.join(", ");
+        let text =
+            format!("users in the main config's own `authorization` block have no effect: {names}");
+        lines.push(Line::doubtful(text, Some("make records for them in PocketBase".into())));
+    }
+}
+
+/// What the records amount to, and how far NATS is from it.
+fn records(plan: &Plan, lines: &mut Vec<Line>) {
+    let (users, roles) = (plan.desired.users.len(), plan.desired.roles.len());
+    lines.push(Line::good(&format!("records: {users} users, {roles} roles in use")));
+    for finding in &plan.findings {
+        lines.push(Line::doubtful(finding.to_string(), None));
+    }
+    if let Some(refused) = &plan.refused {
+        lines.push(Line::wrong(format!("held back: {refused}"), Some(refused.hint().into())));
+    } else if plan.write {
+        let text = format!("the auth file is behind: {}", plan.changes);
+        lines.push(Line::doubtful(text, Some("`pb-nats once`, or `pb-nats run` and wait".into())));
+    } else {
+        lines.push(Line::good("the auth file says what the records say"));
+    }
+    for server in &plan.servers {
+        lines.push(match &server.state {
+            State::InStep { note: None, .. } => Line::good(&server.to_string()),
+            State::InStep { note: Some(_), .. } | State::Unverified { .. } => {
+                Line::doubtful(server.to_string(), None)
+            }
+            State::NotInStep { why } => Line::wrong(server.to_string(), why.hint()),
+        });
+    }
+}
+
+impl Line {
+    fn good(text: &str) -> Line {
+        Line { verdict: Verdict::Good, text: text.to_owned(), hint: None }
+    }
+
+    fn doubtful(text: String, hint: Option<String>) -> Line {
+        Line { verdict: Verdict::Doubtful, text, hint }
+    }
+
+    fn wrong(text: String, hint: Option<String>) -> Line {
+        Line { verdict: Verdict::Wrong, text, hint }
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = match self.verdict {
+            Verdict::Good => '✓',
+            Verdict::Doubtful => '!',
+            Verdict::Wrong => '✗',
+        };
+        write!(f, "{sign} {}", self.text)?;
+        self.hint.as_ref().map_or(Ok(()), |it| write!(f, "\n  hint: {it}"))
+    }
+}
