@@ -694,12 +694,12 @@ impl Answer {
     }
 }
 
-/// The beginning of a text, in one line.
+/// The beginning of a text, in one line and without a full stop.
 fn excerpt(text: &str) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();
     let line = words.join(" ");
     match line.char_indices().nth(200) {
         Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
+        None => line.trim_end_matches('.').to_owned(),
     }
 }

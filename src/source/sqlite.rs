@@ -173,12 +173,11 @@ impl Database {
 
     fn failed(&self, error: rusqlite::Error) -> SourceError {
         let path = self.path.clone();
-        match &error {
-            rusqlite::Error::SqliteFailure(it, _) if it.code == ErrorCode::NotADatabase => {
+        match error.sqlite_error() {
+            // A plain error is one of the query, as when a table is not there.
+            Some(it) if it.code == ErrorCode::NotADatabase || it.extended_code == 1 => {
                 SourceError::NotPocketBaseData { path }
             }
-            // The only tables we name before PocketBase has named them are its own.
-            rusqlite::Error::SqlInputError { .. } => SourceError::NotPocketBaseData { path },
             _ => SourceError::Database { path, source: error.into() },
         }
     }
