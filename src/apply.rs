@@ -1,6 +1,75 @@
 //! The one file that is ours, and the only code that writes it.
 
-use std::time::SystemTime;
+mod main_config;
+
+use std::{
+    ffi::OsStr,
+    io::{self, Write as _},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, SystemTime},
+};
+
+use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
+use sha2::{Digest as _, Sha256};
+use tempfile::{NamedTempFile, TempDir};
+use tokio::{process::Command, sync::OnceCell, time};
+use tracing::warn;
+
+pub use main_config::{MainConfig, Placement};
+
+use crate::{
+    auth::{Desired, Found, conf::ConfError, dated, parse, render, stamp},
+    options::Options,
+};
+
+/// How long nats-server may think about a config; half a million users take it 13 s.
+const CHECK_DEADLINE: Duration = Duration::from_mins(2);
+
+/// The file that nats-server includes.
+#[derive(Debug)]
+pub struct AuthFile {
+    path: PathBuf,
+    mode: u32,
+    group: String,
+    backups: Option<Backups>,
+    main_config: Option<PathBuf>,
+    server_binary: PathBuf,
+    /// The main config and nats-server that the last whole check was made with.
+    checked_with: Option<(MainConfig, String)>,
+}
+
+/// Where former files are kept, and how many.
+#[derive(Debug)]
+struct Backups {
+    dir: PathBuf,
+    /// 0: all.
+    most: usize,
+}
+
+/// What the file holds now.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Current {
+    /// What we wrote, whole.
+    Ours(Box<Desired>),
+    /// Nothing that counts: no file, an empty one, or one of ours that is torn.
+    Nothing,
+}
+
+/// The file as it is now on disk, and how a server shows that it runs it.
+#[derive(Debug)]
+pub struct Applied {
+    /// Whether this pass replaced the file.
+    pub changed: bool,
+    /// When the file was last replaced.
+    pub written: SystemTime,
+    /// The value of `pb_nats` in the file's `server_metadata`, if the file has one.
+    pub stamp: Option<String>,
+    judge: Option<Judge>,
+    main_config: Option<PathBuf>,
+    digest: OnceCell<Result<Option<Digest>, String>>,
+}
 
 /// nats-server's own fingerprint of a whole config, includes resolved.
 ///
@@ -14,26 +83,504 @@ pub struct Digest {
     pub value: String,
 }
 
-/// The file as it is now on disk, and how a server shows that it runs it.
-#[derive(Debug)]
-pub struct Applied {
-    /// Whether this pass replaced the file.
-    pub changed: bool,
-    /// When the file was last replaced.
-    pub written: SystemTime,
-    /// The value of `pb_nats` in the file's `server_metadata`, if the file has one.
-    pub stamp: Option<String>,
+/// Whether a file that we did not write may be taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adopt {
+    /// It is left alone.
+    No,
+    /// It is backed up and replaced.
+    Yes,
 }
 
 /// The file could not be replaced. It still holds what it held.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ApplyError {}
+pub enum ApplyError {
+    /// The file is somebody else's.
+    #[error("`{path}` was not written by pb-nats")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file was written by a later version of pb-nats.
+    #[error("`{path}` has format {format}, which is newer than this pb-nats knows")]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        format: u32,
+    },
+    /// What we rendered does not read back the same. It was not written.
+    #[error("the rendered file does not read back the same{}", .0.as_ref().map(|it| format!(": {it}")).unwrap_or_default())]
+    NotReadBack(Option<ConfError>),
+    /// nats-server would not accept the new contents; it accepts the former.
+    #[error("nats-server rejects the new file: {0}")]
+    Rejected(String),
+    /// The group that a new file should have does not exist.
+    #[error("there is no group `{0}`")]
+    NoGroup(String),
+    /// The main config could not be read.
+    #[error("the main config could not be read")]
+    MainConfig(#[source] io::Error),
+    /// Another pass holds the lock.
+    #[error("another pb-nats{} holds `{lock}`", pid.map(|it| format!(" (pid {it})")).unwrap_or_default())]
+    Locked {
+        /// The lock file.
+        lock: PathBuf,
+        /// The process that holds it, if it said so.
+        pid: Option<u32>,
+    },
+    /// The file system said no.
+    #[error("`{path}` could not be {what}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried: read, replaced …
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A lock on the auth file, gone when dropped.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "held, not used")] fs::File);
+
+impl AuthFile {
+    /// The file that the settings name. Nothing is touched yet.
+    pub fn new(options: &Options) -> AuthFile {
+        let file = &options.auth_file;
+        AuthFile {
+            path: file.path.clone(),
+            mode: file.mode,
+            group: file.group.clone(),
+            backups: file
+                .create_backups
+                .then(|| Backups { dir: file.backup_dir.clone(), most: file.max_backups }),
+            main_config: options.nats.config_file.clone(),
+            server_binary: options.nats.server_binary.clone(),
+            checked_with: None,
+        }
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Keeps every other `run` away from the file, for as long as the lock lives.
+    pub fn lock_for_life(&self) -> Result<Lock, ApplyError> {
+        self.try_lock("run.lock")
+    }
+
+    /// Keeps every other pass away from the file, waiting for one that is under way.
+    pub async fn lock_for_a_pass(&self) -> Result<Lock, ApplyError> {
+        let wait = async {
+            loop {
+                match self.try_lock("lock") {
+                    Err(ApplyError::Locked { .. }) => time::sleep(Duration::from_millis(20)).await,
+                    other => return other,
+                }
+            }
+        };
+        time::timeout(CHECK_DEADLINE, wait).await.unwrap_or_else(|_| self.try_lock("lock"))
+    }
+
+    /// What the file holds now. A file that we did not write is an error, unless it is adopted.
+    pub fn read(&self, adopt: Adopt) -> Result<Current, ApplyError> {
+        let text = self.text()?;
+        let path = || self.path.clone();
+        match parse(&text) {
+            Found::Ours(desired) => Ok(Current::Ours(desired)),
+            Found::Empty => Ok(Current::Nothing),
+            Found::Torn(err) => {
+                warn!(path = %self.path.display(), %err, "the auth file is torn or edited");
+                Ok(Current::Nothing)
+            }
+            Found::Newer(_) | Found::Foreign if adopt == Adopt::Yes => Ok(Current::Nothing),
+            Found::Newer(format) => Err(ApplyError::Newer { path: path(), format }),
+            Found::Foreign => Err(ApplyError::Foreign { path: path() }),
+        }
+    }
+
+    /// The main config as it is now, if the settings name one.
+    pub fn main_config(&self) -> Result<Option<MainConfig>, ApplyError> {
+        let Some(path) = &self.main_config else { return Ok(None) };
+        MainConfig::read(path, &self.path).map(Some).map_err(ApplyError::MainConfig)
+    }
+
+    /// The file as it is, for servers that may not run it yet.
+    pub async fn as_it_is(&self) -> Result<Applied, ApplyError> {
+        self.applied(false, self.judge().await)
+    }
+
+    /// Makes the file hold `desired`, or leaves it alone.
+    ///
+    /// With `stamped`, servers can show by their metadata that they run it.
+    pub async fn replace(
+        &mut self,
+        desired: &Desired,
+        stamped: bool,
+    ) -> Result<Applied, ApplyError> {
+        let text = render(desired);
+        match parse(&text) {
+            Found::Ours(read) if *read == *desired => (),
+            Found::Torn(err) => return Err(ApplyError::NotReadBack(Some(err))),
+            Found::Ours(_) | Found::Empty | Found::Foreign | Found::Newer(_) => {
+                return Err(ApplyError::NotReadBack(None));
+            }
+        }
+        let hash = Sha256::digest(&text);
+        let hash: String = hash.iter().take(16).map(|it| format!("{it:02x}")).collect();
+        let now = jiff::Timestamp::now();
+        let text = dated(&text, &format!("{now:.0}"), stamped.then_some(hash.as_str()));
+
+        let former = self.text()?;
+        let judge = self.judge().await;
+        let main = self.main_config()?;
+        let with = judge.as_ref().zip(main).map(|(judge, main)| (main, judge.version.clone()));
+        if with != self.checked_with || with.is_none() {
+            // Not seen together before, so nothing is renamed before nats-server has seen it.
+            self.check(judge.as_ref(), &text, &former).await?;
+            self.checked_with = with;
+        }
+        if !former.trim().is_empty() {
+            self.back_up(&former);
+        }
+        self.write(&text)?;
+        self.applied(true, judge)
+    }
+
+    /// Puts the former file back if nats-server refuses the new one for its own sake.
+    ///
+    /// `former` is what [`text`](Self::text) gave before. If the main config is refused with the
+    /// former file too, the new one stays, so that nobody who was removed returns with a restart.
+    pub async fn take_back(&mut self, new: &Applied, former: &str) -> Result<(), ApplyError> {
+        let Some(Err(said)) = new.digest.get() else { return Ok(()) };
+        let text = self.text()?;
+        self.checked_with = None;
+        match self.check(new.judge.as_ref(), &text, former).await {
+            Err(ApplyError::Rejected(why)) if !former.trim().is_empty() => {
+                self.write(former)?;
+                Err(ApplyError::Rejected(why))
+            }
+            Err(err) => Err(err),
+            Ok(()) => {
+                warn!(said, "nats-server refuses the main config, with the former auth file too");
+                Ok(())
+            }
+        }
+    }
+
+    /// The file's text. No file is an empty one.
+    pub fn text(&self) -> Result<String, ApplyError> {
+        match fs::read(&self.path) {
+            // What is not UTF-8 is not ours, and is told apart by its first line all the same.
+            Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            Err(err) => Err(self.io("read", err)),
+        }
+    }
+
+    /// Asks nats-server about `text`, in the place of the auth file, where no server can see it.
+    ///
+    /// A refusal counts only if the same main config with `former` is accepted, or if `text` is
+    /// refused on its own: `-t` also refuses what has nothing to do with us, such as a variable
+    /// that only the server's environment has.
+    async fn check(
+        &self,
+        judge: Option<&Judge>,
+        text: &str,
+        former: &str,
+    ) -> Result<(), ApplyError> {
+        let Some(judge) = judge else { return Ok(()) };
+        let scratch = TempDir::new().map_err(|err| self.io("checked", err))?;
+        let alone = scratch.path().join("auth.conf");
+        self.scratch(&alone, text)?;
+        if let Err(said) = judge.ask(&alone).await {
+            return Err(ApplyError::Rejected(said));
+        }
+        let Some(main) = self.main_config()? else { return Ok(()) };
+        let ask = async |text: &str, name: &str| {
+            let dir = scratch.path().join(name);
+            fs::create_dir(&dir).map_err(|err| self.io("checked", err))?;
+            let Some(files) = main.with_auth_file(text) else { return Ok(Ok(None)) };
+            for (name, contents) in files {
+                self.scratch(&dir.join(name), &contents)?;
+            }
+            Ok::<_, ApplyError>(judge.ask(&dir.join(MainConfig::FIRST)).await)
+        };
+        let Err(said) = ask(text, "new").await? else { return Ok(()) };
+        if ask(former, "former").await?.is_ok() {
+            return Err(ApplyError::Rejected(said));
+        }
+        Ok(())
+    }
+
+    fn scratch(&self, path: &Path, text: &str) -> Result<(), ApplyError> {
+        let mut file = fs::OpenOptions::new();
+        let written = file.write(true).create_new(true).mode(0o600).open(path);
+        written
+            .and_then(|mut it| it.write_all(text.as_bytes()))
+            .map_err(|err| self.io("checked", err))
+    }
+
+    async fn judge(&self) -> Option<Judge> {
+        Judge::new(&self.server_binary).await
+    }
+
+    fn applied(&self, changed: bool, judge: Option<Judge>) -> Result<Applied, ApplyError> {
+        let written = fs::metadata(&self.path).and_then(|it| it.modified());
+        Ok(Applied {
+            changed,
+            written: written.map_err(|err| self.io("read", err))?,
+            stamp: stamp(&self.text()?),
+            judge,
+            main_config: self.main_config.clone(),
+            digest: OnceCell::new(),
+        })
+    }
+
+    /// Replaces the file in one step, so that a server reading it sees the old or the new.
+    fn write(&self, text: &str) -> Result<(), ApplyError> {
+        // A link stays a link; what it points to is replaced.
+        let path = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
+        let replace = || {
+            let dir = folder(&path);
+            let mut staged = tempfile::Builder::new().prefix(".pb-nats-").tempfile_in(dir)?;
+            staged.write_all(text.as_bytes())?;
+            let kept = self.keep_mode_and_owner(&path, &staged)?;
+            staged.as_file().sync_all()?;
+            let renamed =
+                if kept { staged.persist(&path).map_err(|it| it.error) } else { Err(in_place()) };
+            match renamed {
+                Ok(_) => (),
+                // A bind mount cannot be renamed onto.
+                Err(err)
+                    if matches!(
+                        err.kind(),
+                        io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices
+                    ) =>
+                {
+                    warn!(path = %path.display(), "written in place: it cannot be renamed onto");
+                    let mut file = fs::OpenOptions::new().write(true).open(&path)?;
+                    file.write_all(text.as_bytes())?;
+                    file.file().set_len(text.len() as u64)?;
+                    file.sync_all()?;
+                }
+                Err(err) => return Err(err),
+            }
+            // The rename itself must survive a power cut.
+            fs::File::open(dir)?.sync_all()
+        };
+        replace().map_err(|err: io::Error| self.io("replaced", err))
+    }
+
+    /// `false` if the file's owner cannot be kept by a new file.
+    fn keep_mode_and_owner(&self, path: &Path, staged: &NamedTempFile) -> io::Result<bool> {
+        let set_mode =
+            |mode| staged.as_file().set_permissions(std::fs::Permissions::from_mode(mode));
+        let Ok(existing) = fs::metadata(path) else {
+            if let Some(group) = self.group_id()? {
+                chown(staged.path(), None, Some(group))?;
+            }
+            set_mode(self.mode)?;
+            return Ok(true);
+        };
+        let new = staged.as_file().metadata()?;
+        let same = (existing.uid(), existing.gid()) == (new.uid(), new.gid());
+        if !same && chown(staged.path(), Some(existing.uid()), Some(existing.gid())).is_err() {
+            return Ok(false);
+        }
+        // After the owner, as a change of owner takes bits away.
+        set_mode(existing.mode() & 0o777)?;
+        Ok(true)
+    }
+
+    fn group_id(&self) -> io::Result<Option<u32>> {
+        if self.group.is_empty() {
+            return Ok(None);
+        }
+        if let Ok(id) = self.group.parse() {
+            return Ok(Some(id));
+        }
+        match nix::unistd::Group::from_name(&self.group)? {
+            Some(group) => Ok(Some(group.gid.as_raw())),
+            None => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("there is no group `{}` (auth_file.group)", self.group),
+            )),
+        }
+    }
+
+    /// Keeps the former file. That it cannot be kept is no reason to let a removed user stay.
+    fn back_up(&self, former: &str) {
+        let Some(backups) = &self.backups else { return };
+        let mode = fs::metadata(&self.path).map_or(0o600, |it| it.mode() & 0o777);
+        let name = self.path.file_name().unwrap_or(OsStr::new("auth.conf")).to_string_lossy();
+        if let Err(err) = backups.keep(&name, former, mode) {
+            warn!(%err, "no backup of the former auth file");
+        }
+    }
+
+    fn try_lock(&self, extension: &str) -> Result<Lock, ApplyError> {
+        let mut name = self.path.file_name().unwrap_or_default().to_owned();
+        name.push(".");
+        name.push(extension);
+        // Hidden, since folders are listed and copied by people.
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        let path = self.path.with_file_name(hidden);
+        let mut options = fs::OpenOptions::new();
+        let created =
+            options.read(true).write(true).create(true).truncate(false).mode(0o644).open(&path);
+        // Another user's lock file can be locked all the same.
+        let file =
+            created.or_else(|_| fs::File::open(&path)).map_err(|err| self.io("locked", err))?;
+        match file.file().try_lock() {
+            Ok(()) => {
+                // Only for the message that somebody else may get.
+                let pid = format!("{}\n", std::process::id());
+                let noted =
+                    file.file().set_len(0).and_then(|()| file.file().write_all(pid.as_bytes()));
+                drop(noted);
+                Ok(Lock(file))
+            }
+            Err(std::fs::TryLockError::WouldBlock) => {
+                let pid = fs::read_to_string(&path).ok().and_then(|it| it.trim().parse().ok());
+                Err(ApplyError::Locked { lock: path, pid })
+            }
+            Err(std::fs::TryLockError::Error(err)) => Err(self.io("locked", err)),
+        }
+    }
+
+    fn io(&self, what: &'static str, source: io::Error) -> ApplyError {
+        ApplyError::Io { path: self.path.clone(), what, source }
+    }
+}
+
+impl Backups {
+    fn keep(&self, name: &str, text: &str, mode: u32) -> io::Result<()> {
+        let mut builder = std::fs::DirBuilder::new();
+        std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700).create(&self.dir)?;
+        let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%.3fZ");
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create_new(true).mode(mode);
+        for n in 0..1000 {
+            // The same width for all, so that they sort by age.
+            let path = self.dir.join(format!("{name}.{now}-{n:03}"));
+            match options.open(&path) {
+                Ok(mut file) => {
+                    file.write_all(text.as_bytes())?;
+                    return self.prune(name);
+                }
+                Err(err) if err.kind() == io::ErrorKind::AlreadyExists => (),
+                Err(err) => return Err(err),
+            }
+        }
+        Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// Removes the oldest of our backups, and nothing else that may be in the folder.
+    fn prune(&self, name: &str) -> io::Result<()> {
+        if self.most == 0 {
+            return Ok(());
+        }
+        let mut ours = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let date = file_name.strip_prefix(name).and_then(|it| it.strip_prefix('.'));
+            let is_date = |it: &str| {
+                it.len() == "20261123T123456.789Z-000".len()
+                    && it.bytes().all(|it| it.is_ascii_digit() || b"TZ.-".contains(&it))
+            };
+            if date.is_some_and(is_date) {
+                ours.push(path);
+            }
+        }
+        ours.sort();
+        let surplus = ours.len().saturating_sub(self.most);
+        ours[..surplus].iter().try_for_each(fs::remove_file)
+    }
+}
 
 impl Applied {
-    /// What `nats-server -t` makes of the main config as it is on disk. `None` if it cannot be
-    /// asked, or prints no digest, or not one that a server can be held to.
-    pub async fn digest(&self) -> Result<Option<Digest>, ApplyError> {
-        Ok(None)
+    /// What `nats-server -t` makes of the main config as it is on disk.
+    ///
+    /// `None` if it cannot be asked, refuses the config, or prints no digest (before 2.11).
+    pub async fn digest(&self) -> Option<Digest> {
+        let (judge, config) = (self.judge.as_ref()?, self.main_config.as_ref()?);
+        let said = self.digest.get_or_init(|| judge.ask(config)).await;
+        said.as_ref().ok().cloned().flatten()
+    }
+
+    /// What nats-server said if it refused the main config as it is on disk.
+    pub fn refusal(&self) -> Option<&str> {
+        self.digest.get()?.as_ref().err().map(String::as_str)
+    }
+}
+
+/// The nats-server program that judges configs.
+#[derive(Clone, Debug)]
+struct Judge {
+    program: PathBuf,
+    version: String,
+}
+
+impl Judge {
+    /// `None` if the program is not there.
+    async fn new(program: &Path) -> Option<Judge> {
+        let output = run(program, &[OsStr::new("--version")]).await.ok()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let version = said.trim().rsplit_once('v')?.1.to_owned();
+        Some(Judge { program: program.to_owned(), version })
+    }
+
+    /// The digest of the config, or why it is refused.
+    async fn ask(&self, config: &Path) -> Result<Option<Digest>, String> {
+        let output = run(&self.program, &["-t".as_ref(), "-c".as_ref(), config.as_ref()])
+            .await
+            .map_err(|err| format!("{}: {err}", self.program.display()))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            let name = self.program.file_name().unwrap_or_default().to_string_lossy();
+            return Err(said.trim().trim_start_matches(&format!("{name}: ")).to_owned());
+        }
+        let digest = said.rsplit_once("(sha256:").and_then(|(_, rest)| rest.split_once(')'));
+        Ok(digest.map(|(value, _)| Digest {
+            version: self.version.clone(),
+            value: format!("sha256:{value}"),
+        }))
+    }
+}
+
+async fn run(program: &Path, arguments: &[&OsStr]) -> io::Result<std::process::Output> {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    time::timeout(CHECK_DEADLINE, command.output()).await?
+}
+
+/// The folder that a file is in.
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => Path::new("/"),
+    }
+}
+
+fn in_place() -> io::Error {
+    io::ErrorKind::ResourceBusy.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    /// A file for a test to find.
+    pub(super) fn put(path: &Path, text: &str) {
+        use std::io::Write as _;
+        fs_err::File::create(path).unwrap().write_all(text.as_bytes()).unwrap();
     }
 }

@@ -4,7 +4,20 @@
 //! reason outside its arguments.
 
 mod changes;
+pub mod conf;
+mod desired;
+mod finding;
+mod render;
 mod snapshot;
+mod subject;
+#[cfg(test)]
+mod tests;
 
-pub use changes::{Event, EventType, MaxRemoved};
+pub use changes::{Changes, Event, EventType, Limits, MaxRemoved, Refused};
+pub use desired::{
+    ConnectionType, Credential, Desired, Grant, Policy, Responses, Rules, Subjects, User,
+};
+pub use finding::{Effect, Finding, Problem};
+pub use render::{Found, dated, parse, render, stamp};
 pub use snapshot::{PasswordHash, Permissions, RoleRecord, Snapshot, UserRecord};
+pub use subject::{BadSubject, Subject};

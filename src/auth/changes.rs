@@ -1,6 +1,218 @@
-use std::fmt;
+use std::{collections::HashMap, fmt};
 
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use super::{Desired, Grant, RoleRecord, Snapshot, UserRecord};
+
+/// How one [`Desired`] differs from another in meaning, for people and for [`Limits`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Changes {
+    /// Users only the new state has.
+    pub users_added: Vec<String>,
+    /// Users both have, whose credential, roles or own permissions differ.
+    pub users_changed: Vec<String>,
+    /// Users only the old state has.
+    pub users_removed: Vec<String>,
+    /// Roles only the new state has, by their identifier in the file.
+    pub roles_added: Vec<String>,
+    /// Roles both have, differently.
+    pub roles_changed: Vec<String>,
+    /// Roles only the old state has.
+    pub roles_removed: Vec<String>,
+    /// Whether the default permissions differ.
+    pub defaults_changed: bool,
+    /// Whether `login_timeout` differs.
+    pub timeout_changed: bool,
+    /// How many users the old state had.
+    pub users_before: usize,
+}
+
+/// How much one pass may take away without being told twice.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The most that may be removed.
+    pub max_removed: MaxRemoved,
+    /// Below so many removals nothing is refused.
+    pub min_removed: usize,
+}
+
+/// The pass would remove more than [`Limits`] allow.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Too many users would go.
+    #[error("it would remove {} of {before} users, which is more than `sync.max_removed`: {}", removed.len(), few(removed))]
+    TooMany {
+        /// Users that would go.
+        removed: Vec<String>,
+        /// How many users there are.
+        before: usize,
+    },
+    /// There is no user record at all where there were some.
+    #[error("the collection of users is empty, and {} users are in force", removed.len())]
+    NoRecords {
+        /// Users that would go.
+        removed: Vec<String>,
+    },
+}
+
+impl Changes {
+    /// What turns `old` into `new`.
+    pub fn between(old: &Desired, new: &Desired) -> Changes {
+        let mut changes = Changes {
+            defaults_changed: old.defaults != new.defaults,
+            timeout_changed: old.login_timeout != new.login_timeout,
+            users_before: old.users.len(),
+            ..Changes::default()
+        };
+        for (name, rules) in &new.roles {
+            match old.roles.get(name) {
+                None => changes.roles_added.push(name.to_string()),
+                Some(it) if it != rules => changes.roles_changed.push(name.to_string()),
+                Some(_) => (),
+            }
+        }
+        let gone = old.roles.keys().filter(|it| !new.roles.contains_key(*it));
+        changes.roles_removed = gone.map(ToString::to_string).collect();
+
+        for (login, user) in &new.users {
+            let Some(before) = old.users.get(login) else {
+                changes.users_added.push(login.clone());
+                continue;
+            };
+            let same_grant = match (&before.grant, &user.grant) {
+                // If the role or the defaults differ, then that is the change.
+                (Grant::Role(one), Grant::Role(other)) if one == other => true,
+                (Grant::Defaults, Grant::Defaults) => true,
+                // The same rights written elsewhere are the same rights.
+                _ => old.rules(before) == new.rules(user),
+            };
+            let same = same_grant
+                && before.credential == user.credential
+                && before.connection_types == user.connection_types;
+            if !same {
+                changes.users_changed.push(login.clone());
+            }
+        }
+        changes.users_removed =
+            old.users.keys().filter(|it| !new.users.contains_key(*it)).cloned().collect();
+        changes
+    }
+
+    /// Whether NATS would behave the same.
+    ///
+    /// A role that only comes or goes, with no user gaining or losing by it, is no change.
+    pub fn is_empty(&self) -> bool {
+        let Changes { users_added, users_changed, users_removed, roles_changed, .. } = self;
+        [users_added, users_changed, users_removed, roles_changed].iter().all(|it| it.is_empty())
+            && !self.defaults_changed
+            && !self.timeout_changed
+    }
+
+    /// Refuses the kind of change that is more often an accident than a wish.
+    pub fn check(&self, limits: Limits, snapshot: &Snapshot) -> Result<(), Refused> {
+        let removed = &self.users_removed;
+        if snapshot.users.is_empty() && !removed.is_empty() {
+            return Err(Refused::NoRecords { removed: removed.clone() });
+        }
+        #[expect(clippy::cast_precision_loss, reason = "no one has 2^52 users")]
+        let above = match limits.max_removed {
+            MaxRemoved::Count(most) => removed.len() > most,
+            MaxRemoved::Share(most) => removed.len() as f64 > self.users_before as f64 * most,
+        };
+        if removed.len() >= limits.min_removed && above {
+            return Err(Refused::TooMany { removed: removed.clone(), before: self.users_before });
+        }
+        Ok(())
+    }
+}
+
+/// In a few words, with the names where they are few.
+impl fmt::Display for Changes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut between = "";
+        for (what, names) in [
+            ("users added", &self.users_added),
+            ("users changed", &self.users_changed),
+            ("users removed", &self.users_removed),
+            ("roles added", &self.roles_added),
+            ("roles changed", &self.roles_changed),
+            ("roles removed", &self.roles_removed),
+        ] {
+            if !names.is_empty() {
+                write!(f, "{between}{} {what} ({})", names.len(), few(names))?;
+                between = ", ";
+            }
+        }
+        for (what, differs) in [
+            ("default permissions", self.defaults_changed),
+            ("login timeout", self.timeout_changed),
+        ] {
+            if differs {
+                write!(f, "{between}{what} changed")?;
+                between = ", ";
+            }
+        }
+        if between.is_empty() { f.write_str("nothing") } else { Ok(()) }
+    }
+}
+
+/// The first few names.
+fn few(names: &[String]) -> String {
+    const MOST: usize = 5;
+    let mut text =
+        names.iter().take(MOST).map(|it| format!("{it:?}")).collect::<Vec<_>>().join(", ");
+    if names.len() > MOST {
+        text.push_str(", …");
+    }
+    text
+}
+
+impl Event {
+    /// What happened between two looks at the source.
+    ///
+    /// To deactivate a user is to delete it: what counts is who may connect.
+    pub fn between(old: &Snapshot, new: &Snapshot) -> Vec<Event> {
+        let mut events = Vec::new();
+        let (before, after) = (active(old), active(new));
+        for (id, user) in &after {
+            match before.get(id) {
+                None => events.push(Event::new(EventType::UserCreate, &user.username)),
+                Some(it) if it != user => {
+                    events.push(Event::new(EventType::UserUpdate, &user.username));
+                }
+                Some(_) => (),
+            }
+        }
+        let gone = before.iter().filter(|(id, _)| !after.contains_key(*id));
+        events.extend(gone.map(|(_, it)| Event::new(EventType::UserDelete, &it.username)));
+
+        let (before, after) = (by_id(&old.roles), by_id(&new.roles));
+        for (id, role) in &after {
+            match before.get(id) {
+                None => events.push(Event::new(EventType::RoleCreate, &role.name)),
+                Some(it) if it != role => {
+                    events.push(Event::new(EventType::RoleUpdate, &role.name));
+                }
+                Some(_) => (),
+            }
+        }
+        let gone = before.iter().filter(|(id, _)| !after.contains_key(*id));
+        events.extend(gone.map(|(_, it)| Event::new(EventType::RoleDelete, &it.name)));
+        events
+    }
+
+    fn new(kind: EventType, name: &str) -> Event {
+        Event { kind, name: name.to_owned() }
+    }
+}
+
+fn by_id(roles: &[RoleRecord]) -> HashMap<&str, &RoleRecord> {
+    roles.iter().map(|it| (it.id.as_str(), it)).collect()
+}
+
+fn active(snapshot: &Snapshot) -> HashMap<&str, &UserRecord> {
+    snapshot.users.iter().filter(|it| it.active).map(|it| (it.id.as_str(), it)).collect()
+}
 
 /// Something that happened in the source between two looks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,7 +224,7 @@ pub struct Event {
 }
 
 /// The kinds of [`Event`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventType {
     /// A user may connect who could not before.

@@ -1,0 +1,265 @@
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Component, Path, PathBuf},
+};
+
+use fs_err as fs;
+
+use super::folder;
+use crate::auth::conf::{self, ConfError, Entry, Node};
+
+/// The operator's main config: read, never written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MainConfig {
+    /// The main config, then what it includes, but for the auth file.
+    files: Vec<ConfFile>,
+    /// All entries, those of included files in their place, or why they cannot be told.
+    entries: Result<Vec<Entry>, ConfError>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ConfFile {
+    text: String,
+    /// Line and value of each `include`, and what it points to.
+    includes: Vec<(usize, String, Target)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    AuthFile,
+    /// A place in [`MainConfig::files`].
+    File(usize),
+}
+
+/// Whether the users of the auth file are the ones that nats-server takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// They are.
+    InForce,
+    /// The main config does not include the auth file at its top level.
+    NotIncluded,
+    /// An `authorization` block behind the include replaces ours, silently.
+    Overridden {
+        /// Where that block begins, in the file that it is in.
+        line: usize,
+    },
+    /// This reader does not understand the main config; nats-server may.
+    Unknown(ConfError),
+}
+
+/// The key that stands for the auth file among the entries. No key of a config has a space.
+const AUTH_FILE: &str = "the auth file";
+/// More includes in one another than this are a loop.
+const MAX_DEPTH: usize = 16;
+
+impl MainConfig {
+    /// The name of the first of [`with_auth_file`](Self::with_auth_file)'s files.
+    pub(super) const FIRST: &str = "0.conf";
+
+    /// Reads the config and all that it includes, but for the auth file.
+    pub fn read(path: &Path, auth_file: &Path) -> io::Result<MainConfig> {
+        let mut files = Vec::new();
+        let entries = read(path, &real(auth_file), &mut files, 0)?;
+        Ok(MainConfig { files, entries })
+    }
+
+    /// The names and nkeys of users in `accounts`, which no user in `authorization` may have.
+    pub fn account_users(&self) -> BTreeSet<String> {
+        let Ok(entries) = &self.entries else { return BTreeSet::new() };
+        let accounts = entries.iter().filter(|it| it.key.eq_ignore_ascii_case("accounts"));
+        let users = accounts.flat_map(|it| it.value.entries()).flat_map(|account| {
+            let lists = account.value.entries().iter();
+            lists.filter(|it| matches!(it.key.to_ascii_lowercase().as_str(), "users" | "nkeys"))
+        });
+        let logins = users.flat_map(|it| it.value.items()).flat_map(|user| {
+            ["user", "username", "nkey"].into_iter().filter_map(|key| user.at(key))
+        });
+        logins.filter_map(|it| word(it, entries)).collect()
+    }
+
+    /// Whether the users of the auth file are the ones that nats-server takes.
+    pub fn placement(&self) -> Placement {
+        let entries = match &self.entries {
+            Ok(entries) => entries,
+            Err(err) => return Placement::Unknown(err.clone()),
+        };
+        let Some(at) = entries.iter().rposition(|it| it.key == AUTH_FILE) else {
+            return Placement::NotIncluded;
+        };
+        let later = entries[at..].iter().find(|it| it.key.eq_ignore_ascii_case("authorization"));
+        later.map_or(Placement::InForce, |it| Placement::Overridden { line: it.line })
+    }
+
+    /// Whether the operator's own metadata would be lost if the auth file had some.
+    pub fn has_metadata(&self) -> bool {
+        self.entries.as_ref().map_or(true, |it| conf::last(it, "server_metadata").is_some())
+    }
+
+    /// The same config with another auth file: names and texts, to be written into one folder.
+    ///
+    /// `None` if an include is written in a way that we cannot replace.
+    pub(super) fn with_auth_file(&self, text: &str) -> Option<Vec<(String, String)>> {
+        const AUTH: &str = "auth.conf";
+        let mut files = vec![(AUTH.to_owned(), text.to_owned())];
+        for (n, file) in self.files.iter().enumerate() {
+            let mut lines: Vec<String> = file.text.split('\n').map(str::to_owned).collect();
+            for (line, value, target) in &file.includes {
+                let line = &mut lines[line - 1];
+                let at = line.rfind(value.as_str())?;
+                let name = match target {
+                    Target::AuthFile => AUTH.to_owned(),
+                    Target::File(n) => format!("{n}.conf"),
+                };
+                line.replace_range(at..at + value.len(), &name);
+            }
+            files.push((format!("{n}.conf"), lines.join("\n")));
+        }
+        self.entries.is_ok().then_some(files)
+    }
+}
+
+/// Reads one file into `files`, and returns its entries with those of included files in place.
+fn read(
+    path: &Path,
+    auth_file: &Path,
+    files: &mut Vec<ConfFile>,
+    depth: usize,
+) -> io::Result<Result<Vec<Entry>, ConfError>> {
+    let text = String::from_utf8_lossy(&fs::read(path)?).into_owned();
+    let parsed = conf::read(&text);
+    let n = files.len();
+    files.push(ConfFile { text, includes: Vec::new() });
+    let entries = match parsed {
+        Ok(_) if depth > MAX_DEPTH => Err(ConfError { line: 1, what: "includes itself" }),
+        Ok(entries) => expand(entries, path, auth_file, files, n, depth)?,
+        Err(err) => Err(err),
+    };
+    Ok(entries)
+}
+
+/// Puts the entries of included files in the place of each `include`, however deep it stands.
+fn expand(
+    entries: Vec<Entry>,
+    path: &Path,
+    auth_file: &Path,
+    files: &mut Vec<ConfFile>,
+    n: usize,
+    depth: usize,
+) -> io::Result<Result<Vec<Entry>, ConfError>> {
+    let mut expanded = Vec::new();
+    for mut entry in entries {
+        let include = entry.value.text().filter(|_| entry.key.eq_ignore_ascii_case("include"));
+        if let Some(value) = include.map(str::to_owned) {
+            let included = joined(folder(path), &value);
+            let target = if real(&included) == *auth_file {
+                entry.key = AUTH_FILE.to_owned();
+                expanded.push(entry.clone());
+                Target::AuthFile
+            } else {
+                let target = Target::File(files.len());
+                match read(&included, auth_file, files, depth + 1)? {
+                    Ok(entries) => expanded.extend(entries),
+                    Err(err) => return Ok(Err(err)),
+                }
+                target
+            };
+            files[n].includes.push((entry.line, value, target));
+            continue;
+        }
+        if let Node::Map(inner) = entry.value {
+            match expand(inner, path, auth_file, files, n, depth)? {
+                Ok(inner) => entry.value = Node::Map(inner),
+                Err(err) => return Ok(Err(err)),
+            }
+        }
+        expanded.push(entry);
+    }
+    Ok(Ok(expanded))
+}
+
+/// As nats-server joins them: an absolute path too begins at the including file's folder.
+fn joined(folder: &Path, value: &str) -> PathBuf {
+    let parts = Path::new(value).components();
+    folder.join(parts.filter(|it| !matches!(it, Component::RootDir)).collect::<PathBuf>())
+}
+
+/// The path without links, of a file that need not be there.
+fn real(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| match fs::canonicalize(folder(path)) {
+        Ok(folder) => folder.join(path.file_name().unwrap_or_default()),
+        Err(_) => path.to_owned(),
+    })
+}
+
+/// The text of a value, variables looked up where nats-server looks, but for inner maps.
+fn word(node: &Node, entries: &[Entry]) -> Option<String> {
+    match node {
+        Node::Variable(name) => match entries.iter().rfind(|it| it.key == *name) {
+            Some(entry) => entry.value.text().map(str::to_owned),
+            None => std::env::var(name).ok(),
+        },
+        other => other.text().map(str::to_owned),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{MainConfig, Placement};
+
+    /// The config `main.conf` in a folder with these files.
+    fn config(files: &[(&str, &str)]) -> MainConfig {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            super::super::tests::put(&dir.path().join(name), text);
+        }
+        let at = |name: &str| dir.path().join(name);
+        MainConfig::read(&at("main.conf"), &at("auth.conf")).unwrap()
+    }
+
+    #[test]
+    fn the_include_must_be_the_last_word_on_authorization() {
+        let locked = "authorization { users = [ {user: locked, password: x} ] }\n";
+        for (text, placement) in [
+            (format!("{locked}include \"auth.conf\"\n"), Placement::InForce),
+            ("include auth.conf".into(), Placement::InForce),
+            ("include './auth.conf'; port: 4222".into(), Placement::InForce),
+            (format!("include 'auth.conf'\n{locked}"), Placement::Overridden { line: 2 }),
+            ("port: 4222".into(), Placement::NotIncluded),
+            ("authorization { include 'auth.conf' }".into(), Placement::NotIncluded),
+            ("# include 'auth.conf'".into(), Placement::NotIncluded),
+        ] {
+            assert_eq!(config(&[("main.conf", &text)]).placement(), placement, "{text}");
+        }
+        let torn = config(&[("main.conf", "a {")]).placement();
+        assert!(matches!(torn, Placement::Unknown(_)), "{torn:?}");
+    }
+
+    #[test]
+    fn users_of_accounts_are_found_wherever_they_are_written() {
+        let config = config(&[
+            ("main.conf", "SYSTEM: sys\naccounts { include 'accounts.conf' }\ninclude 'auth.conf'"),
+            (
+                "accounts.conf",
+                "SYS: {users: [{user: $SYSTEM, password: x}, {nkey: UABC}]}\nAPP { users = [{username: app}] }",
+            ),
+        ]);
+        assert_eq!(Vec::from_iter(config.account_users()), ["UABC", "app", "sys"]);
+        let files = config.with_auth_file("new").unwrap();
+        let text = |name: &str| &files.iter().find(|(it, _)| it == name).unwrap().1;
+        assert_eq!(
+            text("0.conf"),
+            "SYSTEM: sys\naccounts { include '1.conf' }\ninclude 'auth.conf'"
+        );
+        assert_eq!(text("auth.conf"), "new");
+    }
+
+    #[test]
+    fn a_config_that_includes_itself_does_not_hang() {
+        let config = config(&[("main.conf", "include 'main.conf'")]);
+        assert!(matches!(config.placement(), Placement::Unknown(_)));
+        assert!(MainConfig::read(Path::new("/nowhere/main.conf"), Path::new("auth.conf")).is_err());
+    }
+}

@@ -1,0 +1,368 @@
+//! nats-server's configuration grammar, as far as it takes to read a file of ours and to look into
+//! an operator's: a tree of words, nothing evaluated.
+
+use std::fmt::Write as _;
+
+/// A value in a nats-server config.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Node {
+    /// `{ key: value … }`, in the order written.
+    Map(Vec<Entry>),
+    /// `[ value, … ]`
+    List(Vec<Node>),
+    /// A quoted string, always a string to nats-server.
+    Text(String),
+    /// An unquoted word: a string, a number, a size, a bool.
+    Word(String),
+    /// `$NAME`
+    Variable(String),
+}
+
+/// One `key: value`, or one `include "path"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The key as written; nats-server folds the case of the keys that it knows.
+    pub key: String,
+    /// Its value.
+    pub value: Node,
+    /// The line it begins on, from 1.
+    pub line: usize,
+}
+
+/// The text is not a nats-server config, as far as this reader understands it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {what}")]
+pub struct ConfError {
+    /// Where, from 1.
+    pub line: usize,
+    /// What was expected.
+    pub what: &'static str,
+}
+
+/// Reads a config. `include`s are entries, not followed.
+pub fn read(text: &str) -> Result<Vec<Entry>, ConfError> {
+    let mut reader = Reader { rest: text, line: 1, depth: 0 };
+    reader.blank(",;");
+    if reader.take('{') {
+        let entries = reader.entries(Some('}'))?;
+        reader.blank(",;");
+        return if reader.rest.is_empty() { Ok(entries) } else { reader.fail("nothing after `}`") };
+    }
+    reader.entries(None)
+}
+
+/// Writes a string so that nats-server reads back the same one, whatever is in it.
+pub fn quote(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
+    for it in text.chars() {
+        match it {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            '\t' => quoted.push_str("\\t"),
+            '\0'..'\x20' | '\x7f' => {
+                write!(quoted, "\\x{:02x}", it as u32).expect("a String takes everything");
+            }
+            _ => quoted.push(it),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+impl Node {
+    /// The entries, of a map.
+    pub fn entries(&self) -> &[Entry] {
+        match self {
+            Node::Map(entries) => entries,
+            Node::List(_) | Node::Text(_) | Node::Word(_) | Node::Variable(_) => &[],
+        }
+    }
+
+    /// The items, of a list.
+    pub fn items(&self) -> &[Node] {
+        match self {
+            Node::List(items) => items,
+            Node::Map(_) | Node::Text(_) | Node::Word(_) | Node::Variable(_) => &[],
+        }
+    }
+
+    /// The text, quoted or not.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Node::Text(text) | Node::Word(text) => Some(text),
+            Node::Map(_) | Node::List(_) | Node::Variable(_) => None,
+        }
+    }
+
+    /// The value of the last entry with the key, which is the one that nats-server takes.
+    pub fn at(&self, key: &str) -> Option<&Node> {
+        last(self.entries(), key)
+    }
+}
+
+/// The value of the last entry with the key, in any letter case.
+pub fn last<'a>(entries: &'a [Entry], key: &str) -> Option<&'a Node> {
+    entries.iter().rfind(|it| it.key.eq_ignore_ascii_case(key)).map(|it| &it.value)
+}
+
+struct Reader<'a> {
+    rest: &'a str,
+    line: usize,
+    depth: usize,
+}
+
+impl Reader<'_> {
+    /// Deeper than any config; keeps a hostile one from overflowing the stack.
+    const MAX_DEPTH: usize = 64;
+
+    fn entries(&mut self, end: Option<char>) -> Result<Vec<Entry>, ConfError> {
+        let mut entries = Vec::new();
+        loop {
+            self.blank(",;");
+            match (self.rest.chars().next(), end) {
+                (None, None) => return Ok(entries),
+                (None, Some(_)) => return self.fail("expected `}`"),
+                (Some(it), Some(end)) if it == end => {
+                    self.take(end);
+                    return Ok(entries);
+                }
+                (Some(_), _) => (),
+            }
+            let line = self.line;
+            let key = self.key()?;
+            self.blank("");
+            if !self.take('=') {
+                self.take(':');
+            }
+            self.blank("");
+            let value = self.value()?;
+            entries.push(Entry { key, value, line });
+        }
+    }
+
+    fn key(&mut self) -> Result<String, ConfError> {
+        if let Some(quote) = ['"', '\''].into_iter().find(|it| self.rest.starts_with(*it)) {
+            self.take(quote);
+            // Keys have no escapes.
+            let Some((key, rest)) = self.rest.split_once(quote) else {
+                return self.fail("expected the key's closing quote");
+            };
+            self.rest = rest;
+            return Ok(key.to_owned());
+        }
+        let end = |it: char| it.is_whitespace() || matches!(it, '=' | ':' | '{' | '}' | '[' | ']');
+        let (key, rest) = self.rest.split_at(self.rest.find(end).unwrap_or(self.rest.len()));
+        if key.is_empty() {
+            return self.fail("expected a key");
+        }
+        self.rest = rest;
+        Ok(key.to_owned())
+    }
+
+    fn value(&mut self) -> Result<Node, ConfError> {
+        self.depth += 1;
+        if self.depth > Reader::MAX_DEPTH {
+            return self.fail("expected less nesting");
+        }
+        let value = if self.take('{') {
+            Node::Map(self.entries(Some('}'))?)
+        } else if self.take('[') {
+            Node::List(self.items()?)
+        } else if self.take('"') {
+            Node::Text(self.double_quoted()?)
+        } else if self.take('\'') {
+            let Some((text, rest)) = self.rest.split_once('\'') else {
+                return self.fail("expected the closing quote");
+            };
+            self.line += text.matches('\n').count();
+            self.rest = rest;
+            Node::Text(text.to_owned())
+        } else if self.take('(') {
+            // A block string ends with a `)` on a line of its own.
+            let closing = |line: &&str| line.trim() == ")";
+            let Some(end) = self.rest.split_inclusive('\n').find(closing) else {
+                return self.fail("expected `)` on a line of its own");
+            };
+            let length = end.as_ptr() as usize - self.rest.as_ptr() as usize;
+            let text = self.rest[..length].to_owned();
+            self.line += text.matches('\n').count();
+            self.rest = self.rest[length..].trim_start_matches([' ', '\t']).trim_start_matches(')');
+            Node::Text(text)
+        } else {
+            let end = |it: char| it.is_whitespace() || matches!(it, ',' | ';' | ']' | '}');
+            let (word, rest) = self.rest.split_at(self.rest.find(end).unwrap_or(self.rest.len()));
+            if word.is_empty() {
+                return self.fail("expected a value");
+            }
+            self.rest = rest;
+            match word.strip_prefix('$') {
+                // An unquoted bcrypt hash is a string.
+                Some(name) if !word.starts_with("$2") => Node::Variable(name.to_owned()),
+                _ => Node::Word(word.to_owned()),
+            }
+        };
+        self.depth -= 1;
+        Ok(value)
+    }
+
+    fn items(&mut self) -> Result<Vec<Node>, ConfError> {
+        let mut items = Vec::new();
+        loop {
+            self.blank(",");
+            if self.rest.is_empty() {
+                return self.fail("expected `]`");
+            }
+            if self.take(']') {
+                return Ok(items);
+            }
+            items.push(self.value()?);
+        }
+    }
+
+    fn double_quoted(&mut self) -> Result<String, ConfError> {
+        let mut text = String::new();
+        loop {
+            let Some(at) = self.rest.find(['"', '\\']) else {
+                return self.fail("expected the closing quote");
+            };
+            let (plain, rest) = self.rest.split_at(at);
+            text.push_str(plain);
+            self.line += plain.matches('\n').count();
+            self.rest = rest;
+            if self.take('"') {
+                return Ok(text);
+            }
+            self.take('\\');
+            let escaped = self.rest.chars().next();
+            let hex = || {
+                let digits = self.rest.get(1..3)?;
+                digits.is_ascii().then(|| u8::from_str_radix(digits, 16).ok())?
+            };
+            let (it, length) = match escaped {
+                Some('n') => ('\n', 1),
+                Some('r') => ('\r', 1),
+                Some('t') => ('\t', 1),
+                Some('"') => ('"', 1),
+                Some('\\') => ('\\', 1),
+                // Beyond ASCII it would be half a character.
+                Some('x') if hex().is_some_and(|it| it.is_ascii()) => {
+                    (hex().expect("just seen").into(), 3)
+                }
+                _ => return self.fail("expected one of the escapes \\n \\r \\t \\\" \\\\ \\xHH"),
+            };
+            text.push(it);
+            self.rest = &self.rest[length..];
+        }
+    }
+
+    /// Passes over white space, comments and the separators given.
+    fn blank(&mut self, separators: &str) {
+        loop {
+            let trimmed = self
+                .rest
+                .trim_start_matches(|it: char| it.is_whitespace() || separators.contains(it));
+            self.line += self.rest[..self.rest.len() - trimmed.len()].matches('\n').count();
+            self.rest = trimmed;
+            if !(self.rest.starts_with('#') || self.rest.starts_with("//")) {
+                return;
+            }
+            // A bare CR ends a comment too.
+            self.rest = &self.rest[self.rest.find(['\n', '\r']).unwrap_or(self.rest.len())..];
+        }
+    }
+
+    fn take(&mut self, it: char) -> bool {
+        match self.rest.strip_prefix(it) {
+            Some(rest) => {
+                self.rest = rest;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn fail<T>(&self, what: &'static str) -> Result<T, ConfError> {
+        Err(ConfError { line: self.line, what })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{Node, last, quote, read};
+
+    #[test]
+    fn an_operators_config_is_understood() {
+        let config = r#"
+            # comment
+            listen: 127.0.0.1:4222, // another
+            server_name = "n1"; http: '127.0.0.1:8222'
+            accounts {
+              SYS: { users = [ {user: sys, password: $SYS_PASSWORD} {nkey: UABC} ] }
+              "APP" { users: [ { user: "a\"b\x41", password: $2a$04$abc } ] }
+            }
+            system_account: SYS
+            include "auth.conf"
+            banner: (
+              text { not parsed
+            )
+            last: yes
+        "#;
+        // Entries of a list need a comma to nats-server; this reader does not insist.
+        let entries = read(config).unwrap();
+        let at = |key| last(&entries, key).unwrap();
+        assert_eq!(at("LISTEN").text(), Some("127.0.0.1:4222"));
+        assert_eq!(at("include").text(), Some("auth.conf"));
+        assert_eq!(at("last").text(), Some("yes"));
+        let accounts = at("accounts");
+        let user =
+            |account, n: usize| &accounts.at(account).unwrap().at("users").unwrap().items()[n];
+        assert_eq!(user("SYS", 0).at("password"), Some(&Node::Variable("SYS_PASSWORD".into())));
+        assert_eq!(user("SYS", 1).at("nkey").unwrap().text(), Some("UABC"));
+        assert_eq!(user("APP", 0).at("user").unwrap().text(), Some("a\"bA"));
+        assert_eq!(user("APP", 0).at("password").unwrap().text(), Some("$2a$04$abc"));
+        let lines: Vec<_> = entries.iter().map(|it| it.line).collect();
+        assert_eq!(lines, [3, 4, 4, 5, 9, 10, 11, 14]);
+        assert_eq!(
+            read(r#"{"a": {"b": [1, 2]}}"#).unwrap()[0].value.at("b").unwrap().items().len(),
+            2
+        );
+    }
+
+    #[test]
+    fn what_is_torn_is_refused() {
+        for text in [
+            "a {",
+            "a [",
+            "a \"",
+            "a '",
+            "a \"\\",
+            "a \"\\u0041\"",
+            "a \"\\xé\"",
+            "a = (\nx",
+            "}",
+            "a",
+        ] {
+            assert!(read(text).is_err(), "{text:?}");
+        }
+        assert!(read(&"a [".repeat(100_000)).is_err(), "nor does depth overflow the stack");
+        assert!(read(&"a {".repeat(100_000)).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn quoted_text_reads_back(text in any::<String>()) {
+            let entries = read(&format!("a: [{}]", quote(&text))).unwrap();
+            prop_assert_eq!(&entries[0].value.items()[0], &Node::Text(text));
+        }
+
+        #[test]
+        fn nothing_makes_the_reader_panic(text in any::<String>()) {
+            let _ = read(&text);
+        }
+    }
+}

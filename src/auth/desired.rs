@@ -1,0 +1,745 @@
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use super::{
+    Effect, Finding, PasswordHash, Permissions, Problem, RoleRecord, Snapshot, UserRecord,
+    render::{LOCKED_USER, identifier},
+    subject::{self, BadSubject, Subject, Values},
+};
+
+/// Above this, one log-in attempt holds a core for more than a second.
+const MAX_BCRYPT_COST: u8 = 14;
+/// More answers, or seconds to answer in, than this are a mistake. A year.
+const MAX_RESPONSES: f64 = 31_536_000.0;
+
+/// What NATS should allow.
+///
+/// Maps and sets are ordered, so equal policies render to equal bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// What users without a role may do.
+    pub defaults: Rules,
+    /// Roles that users have as they are, by their identifier in the file.
+    pub roles: BTreeMap<Arc<str>, Rules>,
+    /// Users by what they log in with: their name, or their nkey.
+    pub users: BTreeMap<String, User>,
+    /// How long a log-in may take. `None`: as long as nats-server says.
+    pub login_timeout: Option<Duration>,
+}
+
+/// One user NATS should accept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// How they prove who they are.
+    pub credential: Credential,
+    /// What they may do.
+    pub grant: Grant,
+    /// How they may connect. Empty: in any way.
+    pub connection_types: BTreeSet<ConnectionType>,
+}
+
+/// How a user proves who they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    /// By a password with this bcrypt hash.
+    Password(PasswordHash),
+    /// By the private key of the nkey that they are listed by.
+    Nkey,
+}
+
+/// What a user may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Grant {
+    /// [`Desired::defaults`].
+    Defaults,
+    /// The role with this identifier in [`Desired::roles`].
+    Role(Arc<str>),
+    /// Something of their own: several roles, placeholders filled in, additions.
+    Own(Box<Rules>),
+}
+
+/// What may be published, subscribed to and answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Where messages may be sent.
+    pub publish: Subjects,
+    /// Where messages may be received.
+    pub subscribe: Subjects,
+    /// Whether requests may be answered.
+    pub responses: Option<Responses>,
+}
+
+/// The subjects of one direction. The default is none at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Subjects {
+    allow: BTreeSet<Subject>,
+    deny: BTreeSet<Subject>,
+}
+
+/// How requests may be answered on their reply subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Responses {
+    /// How many answers a request may have.
+    pub max: u32,
+    /// For how long. Zero: nats-server's default.
+    pub ttl: Duration,
+}
+
+/// The ways of connecting that every supported nats-server knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ConnectionType {
+    /// The NATS protocol.
+    Standard,
+    /// The NATS protocol in a WebSocket.
+    Websocket,
+    /// A leaf node.
+    Leafnode,
+    /// A leaf node in a WebSocket.
+    LeafnodeWs,
+    /// MQTT.
+    Mqtt,
+    /// MQTT in a WebSocket.
+    MqttWs,
+}
+
+/// What the settings say about records.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// The name of the users collection, for findings.
+    pub user_collection: String,
+    /// The name of the roles collection, for findings.
+    pub role_collection: String,
+    /// The field with the user's name, for findings.
+    pub username_field: String,
+    /// The field with the hash, for findings.
+    pub password_field: String,
+    /// The field that refers to roles, for findings.
+    pub role_field: String,
+    /// What users without a role may publish to.
+    pub default_publish: Vec<String>,
+    /// What users without a role may subscribe to.
+    pub default_subscribe: Vec<String>,
+    /// Names and nkeys that are never taken from the source.
+    pub reserved: BTreeSet<String>,
+    /// How long a log-in may take. `None`: as long as nats-server says.
+    pub login_timeout: Option<Duration>,
+}
+
+impl Desired {
+    /// Works out what NATS should allow, and lists what had to be left out.
+    pub fn new(snapshot: &Snapshot, policy: &Policy) -> (Desired, Vec<Finding>) {
+        let mut findings = Vec::new();
+        let defaults = policy.defaults(&mut findings);
+        let roles: HashMap<&str, Granted> = snapshot
+            .roles
+            .iter()
+            .map(|role| (role.id.as_str(), Granted::by_role(role, policy, &mut findings)))
+            .collect();
+
+        let mut users = BTreeMap::new();
+        for record in unambiguous(&snapshot.users, policy, &mut findings) {
+            if let Some((login, user)) = judge(record, &roles, &defaults, policy, &mut findings) {
+                users.insert(login, user);
+            }
+        }
+
+        let names = identifiers(&snapshot.roles, &users);
+        let mut desired = Desired {
+            defaults: defaults.as_they_are().unwrap_or_default(),
+            login_timeout: policy.login_timeout,
+            ..Desired::default()
+        };
+        for (login, mut user) in users {
+            if let Grant::Role(id) = &user.grant {
+                let name = &names[id];
+                if !desired.roles.contains_key(name) {
+                    let rules = roles[&**id].as_they_are().expect("no template among plain roles");
+                    desired.roles.insert(Arc::clone(name), rules);
+                }
+                user.grant = Grant::Role(Arc::clone(name));
+            }
+            desired.users.insert(login, user);
+        }
+        (desired, findings)
+    }
+
+    /// What this user may do, wherever it is written.
+    pub fn rules<'a>(&'a self, user: &'a User) -> &'a Rules {
+        match &user.grant {
+            Grant::Defaults => &self.defaults,
+            Grant::Role(name) => &self.roles[name],
+            Grant::Own(rules) => rules,
+        }
+    }
+}
+
+/// The active records whose name is theirs alone and fit for NATS.
+fn unambiguous<'a>(
+    records: &'a [UserRecord],
+    policy: &Policy,
+    findings: &mut Vec<Finding>,
+) -> Vec<&'a UserRecord> {
+    let active = || records.iter().filter(|it| it.active);
+    let count = |key: fn(&UserRecord) -> &str| {
+        let mut counts: HashMap<&str, usize> = HashMap::with_capacity(records.len());
+        active().for_each(|it| *counts.entry(key(it)).or_default() += 1);
+        counts
+    };
+    let (names, nkeys) = (count(|it| &it.username), count(|it| &it.nkey));
+    let mut lower: HashMap<String, usize> = HashMap::with_capacity(names.len());
+    for name in names.keys() {
+        *lower.entry(name.to_lowercase()).or_default() += 1;
+    }
+
+    let judged = active().filter(|record| {
+        let name = record.username.as_str();
+        let mut finding = |field: &str, value: &str, problem, effect| {
+            findings.push(policy.about_user(record, field, &quoted(value), problem, effect));
+        };
+        let mut about_name =
+            |problem, effect| finding(&policy.username_field, name, problem, effect);
+        // There is no telling which of them is meant, and whoever can choose a record's id must not
+        // win, so none of them is let in.
+        let refused = match name {
+            "" => Some(Problem::NameEmpty),
+            _ if name.contains(char::is_control) => Some(Problem::NameControl),
+            _ if name == LOCKED_USER || policy.reserved.contains(name) => {
+                Some(Problem::NameReserved)
+            }
+            _ if is_public_nkey(name) => Some(Problem::NameIsNkey),
+            _ if names[name] > 1 => Some(Problem::NameTwice),
+            _ => None,
+        };
+        if let Some(problem) = refused {
+            about_name(problem, Effect::LeftOut);
+            return false;
+        }
+        if name.trim() != name {
+            about_name(Problem::NameSpace, Effect::Kept);
+        }
+        if name.contains(is_invisible) {
+            about_name(Problem::NameInvisible, Effect::Kept);
+        }
+        if lower[&name.to_lowercase()] > 1 {
+            about_name(Problem::NameCase, Effect::Kept);
+        }
+        let nkey = record.nkey.as_str();
+        if !nkey.is_empty() && nkeys[nkey] > 1 {
+            finding("nkey", nkey, Problem::NkeyTwice, Effect::LeftOut);
+            return false;
+        }
+        if policy.reserved.contains(nkey) {
+            finding("nkey", nkey, Problem::NameReserved, Effect::LeftOut);
+            return false;
+        }
+        true
+    });
+    judged.collect()
+}
+
+/// What the record makes of a user, and what they log in with. [`Grant::Role`] holds a record's id.
+fn judge(
+    record: &UserRecord,
+    roles: &HashMap<&str, Granted>,
+    defaults: &Granted,
+    policy: &Policy,
+    findings: &mut Vec<Finding>,
+) -> Option<(String, User)> {
+    let mut left_out = |field: &str, value: &str, problem| {
+        findings.push(policy.about_user(record, field, value, problem, Effect::LeftOut));
+    };
+    let credential = match credential(record) {
+        Ok(credential) => credential,
+        Err(problem) if record.nkey.is_empty() => {
+            // Not even a part of it is shown: it may well be a password.
+            left_out(&policy.password_field, "", problem);
+            return None;
+        }
+        Err(problem) => {
+            left_out("nkey", &quoted(&record.nkey), problem);
+            return None;
+        }
+    };
+    let mut granted = Vec::new();
+    for id in record.roles.iter().collect::<BTreeSet<_>>() {
+        let Some(role) = roles.get(id.as_str()) else {
+            left_out(&policy.role_field, &quoted(id), Problem::RoleUnknown);
+            return None;
+        };
+        granted.push((id, role));
+    }
+    let connection_types = connection_types(record, policy, findings)?;
+
+    let about = |field: &str, value: &str, problem, effect| {
+        policy.about_user(record, field, value, problem, effect)
+    };
+    let own = Granted::new(&record.permissions, &about, findings);
+    let grant = match granted[..] {
+        [] if own.is_empty() && !defaults.has_templates() => Grant::Defaults,
+        [(id, role)] if own.is_empty() && !role.has_templates() => Grant::Role(id.as_str().into()),
+        _ => {
+            let values = Values { username: &record.username, id: &record.id };
+            let mut rules = Filled::default();
+            let bases = granted.iter().map(|(_, role)| *role);
+            let base = granted.is_empty().then_some(defaults);
+            for part in bases.chain(base).chain([&own]) {
+                rules.add(part, values, &about, findings);
+            }
+            Grant::Own(Box::new(rules.into_rules()))
+        }
+    };
+    let login = match credential {
+        Credential::Password(_) => record.username.clone(),
+        Credential::Nkey => record.nkey.clone(),
+    };
+    Some((login, User { credential, grant, connection_types }))
+}
+
+fn credential(record: &UserRecord) -> Result<Credential, Problem> {
+    if !record.nkey.is_empty() {
+        // An nkey in doubt is not replaced by a password that nobody expects to work.
+        return if is_public_nkey(&record.nkey) {
+            Ok(Credential::Nkey)
+        } else {
+            Err(Problem::NotNkey)
+        };
+    }
+    if record.password.0.is_empty() {
+        return Err(Problem::NoCredential);
+    }
+    let cost = bcrypt_cost(&record.password.0).ok_or(Problem::NotBcrypt)?;
+    if cost > MAX_BCRYPT_COST {
+        return Err(Problem::CostTooHigh);
+    }
+    Ok(Credential::Password(record.password.clone()))
+}
+
+/// The cost of a well-formed bcrypt hash, `None` if the text is anything else.
+///
+/// nats-server recognises a hash by its beginning and compares everything else as plain text, so the
+/// rule here is Go's `bcrypt` package's, without its leniency.
+fn bcrypt_cost(text: &str) -> Option<u8> {
+    let (version, rest) = text.strip_prefix("$2")?.split_once('$')?;
+    let (cost, hash) = rest.split_once('$')?;
+    let alphabet = |it: u8| it.is_ascii_alphanumeric() || matches!(it, b'.' | b'/');
+    let shaped = matches!(version, "a" | "b" | "x" | "y")
+        && cost.len() == 2
+        && cost.bytes().all(|it| it.is_ascii_digit())
+        && hash.len() == 53
+        && hash.bytes().all(alphabet);
+    cost.parse().ok().filter(|it| shaped && (4..=31).contains(it))
+}
+
+fn is_public_nkey(text: &str) -> bool {
+    text.starts_with('U') && nkeys::KeyPair::from_public_key(text).is_ok()
+}
+
+/// Zero-width spaces and joiners, direction marks and the like: a name with one looks like another.
+fn is_invisible(it: char) -> bool {
+    matches!(it, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}')
+}
+
+/// `None` if the user may not connect in any way that is known.
+fn connection_types(
+    record: &UserRecord,
+    policy: &Policy,
+    findings: &mut Vec<Finding>,
+) -> Option<BTreeSet<ConnectionType>> {
+    let mut types = BTreeSet::new();
+    let field = "allowed_connection_types";
+    let mut finding = |value: &Value, problem, effect| {
+        findings.push(policy.about_user(record, field, &shown(value), problem, effect));
+    };
+    let Ok(entries) = array(&record.connection_types) else {
+        finding(&record.connection_types, Problem::NotArray, Effect::LeftOut);
+        return None;
+    };
+    for entry in entries.iter() {
+        match entry.as_str().and_then(ConnectionType::parse) {
+            Some(known) => {
+                types.insert(known);
+            }
+            None => finding(entry, Problem::ConnectionType, Effect::NotGranted),
+        }
+    }
+    // To NATS an empty list means every way of connecting.
+    if types.is_empty() && !entries.is_empty() {
+        finding(&record.connection_types, Problem::ConnectionType, Effect::LeftOut);
+        return None;
+    }
+    Some(types)
+}
+
+/// Permissions of a record, judged but for what depends on the user who has them.
+#[derive(Clone, Debug, Default)]
+struct Granted {
+    publish: Entries,
+    subscribe: Entries,
+    responses: Option<Responses>,
+}
+
+/// The entries of one direction.
+#[derive(Clone, Debug, Default)]
+struct Entries {
+    allow: BTreeSet<Subject>,
+    deny: BTreeSet<Subject>,
+    allow_templates: Vec<String>,
+    deny_templates: Vec<String>,
+}
+
+/// How an entry of one direction is read.
+type Parse = fn(&str) -> Result<Subject, BadSubject>;
+
+/// Makes a finding about the record at hand: field, value, problem, effect.
+type About<'a> = dyn Fn(&str, &str, Problem, Effect) -> Finding + 'a;
+
+impl Granted {
+    fn new(permissions: &Permissions, about: &About<'_>, findings: &mut Vec<Finding>) -> Granted {
+        let mut entries = |parse: Parse, direction: &str, allow: &Value, deny: &Value| {
+            let allow_field = format!("{direction}_permissions");
+            let deny_field = format!("{direction}_deny_permissions");
+            let mut entries = Entries::default();
+            let (plain, templates) = (&mut entries.allow, &mut entries.allow_templates);
+            read_list(parse, allow, plain, templates, |value, problem| {
+                findings.push(about(&allow_field, value, problem, Effect::NotGranted));
+            });
+            let (plain, templates) = (&mut entries.deny, &mut entries.deny_templates);
+            let honoured = read_list(parse, deny, plain, templates, |value, problem| {
+                findings.push(about(&deny_field, value, problem, Effect::DirectionDenied));
+            });
+            if !honoured {
+                entries.deny.insert(Subject::everything());
+            }
+            entries
+        };
+        let Permissions { publish, subscribe, publish_deny, subscribe_deny } = permissions;
+        Granted {
+            publish: entries(Subject::parse, "publish", publish, publish_deny),
+            subscribe: entries(Subject::parse_subscription, "subscribe", subscribe, subscribe_deny),
+            responses: None,
+        }
+    }
+
+    fn by_role(role: &RoleRecord, policy: &Policy, findings: &mut Vec<Finding>) -> Granted {
+        let about = |field: &str, value: &str, problem, effect| Finding {
+            collection: policy.role_collection.clone(),
+            id: role.id.clone(),
+            name: role.name.clone(),
+            field: field.to_owned(),
+            value: value.to_owned(),
+            problem,
+            effect,
+        };
+        let granted = Granted::new(&role.permissions, &about, findings);
+        let responses = responses(role).unwrap_or_else(|(field, value, problem)| {
+            findings.push(about(field, &shown(value), problem, Effect::NotGranted));
+            None
+        });
+        Granted { responses, ..granted }
+    }
+
+    fn has_templates(&self) -> bool {
+        let some = |it: &Entries| !it.allow_templates.is_empty() || !it.deny_templates.is_empty();
+        some(&self.publish) || some(&self.subscribe)
+    }
+
+    fn is_empty(&self) -> bool {
+        let none = |it: &Entries| it.allow.is_empty() && it.deny.is_empty();
+        none(&self.publish) && none(&self.subscribe) && !self.has_templates()
+    }
+
+    /// As rules for everyone who has them. `None` if they differ from user to user.
+    fn as_they_are(&self) -> Option<Rules> {
+        let subjects = |it: &Entries| Subjects::new(it.allow.clone(), it.deny.clone());
+        (!self.has_templates()).then(|| Rules {
+            publish: subjects(&self.publish),
+            subscribe: subjects(&self.subscribe),
+            responses: self.responses,
+        })
+    }
+}
+
+/// Reads one list of subjects. `false` if any of it could not be honoured.
+fn read_list(
+    parse: Parse,
+    value: &Value,
+    plain: &mut BTreeSet<Subject>,
+    templates: &mut Vec<String>,
+    mut finding: impl FnMut(&str, Problem),
+) -> bool {
+    let Ok(entries) = array(value) else {
+        finding(&shown(value), Problem::NotArray);
+        return false;
+    };
+    let mut honoured = true;
+    for entry in entries.iter() {
+        let read = match entry.as_str() {
+            None => Err(Problem::NotText),
+            Some(text) if subject::is_template(text) => {
+                // Tried once for the role, so that a mistake in it is one finding, not one a user.
+                let values = Values { username: "x", id: "x" };
+                subject::fill(text, values)
+                    .and_then(|filled| parse(&filled))
+                    .map(|_| templates.push(text.to_owned()))
+                    .map_err(Problem::Subject)
+            }
+            Some(text) => match parse(text) {
+                Ok(subject) => {
+                    plain.insert(subject);
+                    Ok(())
+                }
+                Err(why) => Err(Problem::Subject(why)),
+            },
+        };
+        if let Err(problem) = read {
+            finding(&shown(entry), problem);
+            honoured = false;
+        }
+    }
+    honoured
+}
+
+/// The rules of one user, as they come together.
+#[derive(Default)]
+struct Filled {
+    publish: (BTreeSet<Subject>, BTreeSet<Subject>),
+    subscribe: (BTreeSet<Subject>, BTreeSet<Subject>),
+    responses: Option<Responses>,
+}
+
+impl Filled {
+    fn add(
+        &mut self,
+        granted: &Granted,
+        values: Values<'_>,
+        about: &About<'_>,
+        findings: &mut Vec<Finding>,
+    ) {
+        let mut add = |to: &mut (BTreeSet<_>, BTreeSet<_>),
+                       from: &Entries,
+                       parse: Parse,
+                       direction| {
+            let (allow, deny) = to;
+            allow.extend(from.allow.iter().cloned());
+            deny.extend(from.deny.iter().cloned());
+            let mut fill = |template: &str, list: &str, effect| {
+                let filled = subject::fill(template, values).and_then(|filled| parse(&filled));
+                let refused = |why| {
+                    let field = format!("{direction}_{list}");
+                    findings.push(about(&field, &quoted(template), Problem::Subject(why), effect));
+                };
+                filled.map_err(refused).ok()
+            };
+            for template in &from.allow_templates {
+                allow.extend(fill(template, "permissions", Effect::NotGranted));
+            }
+            for template in &from.deny_templates {
+                let filled = fill(template, "deny_permissions", Effect::DirectionDenied);
+                deny.insert(filled.unwrap_or_else(Subject::everything));
+            }
+        };
+        add(&mut self.publish, &granted.publish, Subject::parse, "publish");
+        let parse = Subject::parse_subscription;
+        add(&mut self.subscribe, &granted.subscribe, parse, "subscribe");
+        self.responses = match (self.responses, granted.responses) {
+            (Some(one), Some(other)) => Some(one.wider(other)),
+            (one, other) => one.or(other),
+        };
+    }
+
+    fn into_rules(self) -> Rules {
+        Rules {
+            publish: Subjects::new(self.publish.0, self.publish.1),
+            subscribe: Subjects::new(self.subscribe.0, self.subscribe.1),
+            responses: self.responses,
+        }
+    }
+}
+
+/// Whether and how the role may answer requests, or the field that says something else.
+fn responses(role: &RoleRecord) -> Result<Option<Responses>, (&'static str, &Value, Problem)> {
+    let allowed = match &role.allow_response {
+        Value::Null => false,
+        Value::Bool(it) => *it,
+        Value::Number(it) if it.as_f64() == Some(0.0) => false,
+        Value::Number(it) if it.as_f64() == Some(1.0) => true,
+        other => return Err(("allow_response", other, Problem::NotBool)),
+    };
+    let number = |field, value| match value {
+        &Value::Null => Ok(0.0),
+        value => match value.as_f64() {
+            Some(it) if (0.0..=MAX_RESPONSES).contains(&it) => Ok(it),
+            _ => Err((field, value, Problem::BadNumber)),
+        },
+    };
+    let max = number("allow_response_max", &role.allow_response_max)?;
+    let ttl = number("allow_response_ttl", &role.allow_response_ttl)?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in 0..=a year")]
+    let responses = Responses {
+        max: (max as u32).max(1),
+        ttl: Duration::from_millis((ttl * 1000.0).round() as u64),
+    };
+    Ok(allowed.then_some(responses))
+}
+
+impl Responses {
+    /// nats-server's own limit where a role sets none.
+    const DEFAULT_TTL: Duration = Duration::from_mins(2);
+
+    fn wider(self, other: Responses) -> Responses {
+        let length = |it: Duration| if it.is_zero() { Responses::DEFAULT_TTL } else { it };
+        let longer = if length(self.ttl) >= length(other.ttl) { self.ttl } else { other.ttl };
+        Responses { max: self.max.max(other.max), ttl: longer }
+    }
+}
+
+impl Subjects {
+    /// `allow` but for `deny`.
+    ///
+    /// What allows nothing has one form only, because to NATS an empty allow list means everything.
+    pub fn new(allow: BTreeSet<Subject>, deny: BTreeSet<Subject>) -> Subjects {
+        if allow.is_empty() || deny.iter().any(Subject::is_everything) {
+            return Subjects::default();
+        }
+        Subjects { allow, deny }
+    }
+
+    /// Whether nothing is allowed.
+    pub fn is_nothing(&self) -> bool {
+        self.allow.is_empty()
+    }
+
+    /// What is allowed. Empty means nothing.
+    pub fn allow(&self) -> &BTreeSet<Subject> {
+        &self.allow
+    }
+
+    /// What is denied though it is allowed.
+    pub fn deny(&self) -> &BTreeSet<Subject> {
+        &self.deny
+    }
+}
+
+impl ConnectionType {
+    const ALL: [(&'static str, ConnectionType); 6] = [
+        ("STANDARD", ConnectionType::Standard),
+        ("WEBSOCKET", ConnectionType::Websocket),
+        ("LEAFNODE", ConnectionType::Leafnode),
+        ("LEAFNODE_WS", ConnectionType::LeafnodeWs),
+        ("MQTT", ConnectionType::Mqtt),
+        ("MQTT_WS", ConnectionType::MqttWs),
+    ];
+
+    /// Reads nats-server's word for it, in either case, as nats-server does.
+    pub fn parse(text: &str) -> Option<ConnectionType> {
+        ConnectionType::ALL.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)).map(|it| it.1)
+    }
+
+    /// nats-server's word for it.
+    pub fn as_str(self) -> &'static str {
+        ConnectionType::ALL.iter().find(|(_, it)| *it == self).expect("all are listed").0
+    }
+}
+
+impl Policy {
+    /// The permissions of users without a role.
+    fn defaults(&self, findings: &mut Vec<Finding>) -> Granted {
+        let list = |it: &[String]| Value::from(it);
+        let permissions = Permissions {
+            publish: list(&self.default_publish),
+            subscribe: list(&self.default_subscribe),
+            ..Permissions::default()
+        };
+        let about = |field: &str, value: &str, problem, effect| Finding {
+            collection: "settings".to_owned(),
+            id: "permissions".to_owned(),
+            name: "default".to_owned(),
+            field: format!("default_{}", field.trim_end_matches("_permissions")),
+            value: value.to_owned(),
+            problem,
+            effect,
+        };
+        Granted::new(&permissions, &about, findings)
+    }
+
+    fn about_user(
+        &self,
+        record: &UserRecord,
+        field: &str,
+        value: &str,
+        problem: Problem,
+        effect: Effect,
+    ) -> Finding {
+        Finding {
+            collection: self.user_collection.clone(),
+            id: record.id.clone(),
+            name: short(&record.username),
+            field: field.to_owned(),
+            value: value.to_owned(),
+            problem,
+            effect,
+        }
+    }
+}
+
+/// The roles that users have as they are, with identifiers that no order of records can change.
+fn identifiers(
+    roles: &[RoleRecord],
+    users: &BTreeMap<String, User>,
+) -> HashMap<Arc<str>, Arc<str>> {
+    let used: BTreeSet<&str> = users
+        .values()
+        .filter_map(|it| match &it.grant {
+            Grant::Role(id) => Some(&**id),
+            Grant::Defaults | Grant::Own(_) => None,
+        })
+        .collect();
+    let mut used: Vec<&RoleRecord> = roles.iter().filter(|it| used.contains(&*it.id)).collect();
+    used.sort_by_key(|it| (&it.name, &it.id));
+    let mut taken = BTreeSet::new();
+    let mut names = HashMap::new();
+    for role in used {
+        let name = identifier(&role.name);
+        let numbered = (2..).map(|n| format!("{name}_{n}"));
+        let free = [name.clone()].into_iter().chain(numbered).find(|it| !taken.contains(it));
+        let free = free.expect("there is always another number");
+        taken.insert(free.clone());
+        names.insert(role.id.as_str().into(), free.into());
+    }
+    names
+}
+
+/// The entries of a JSON array, or of a text that holds one. Nothing at all is an empty one.
+fn array(value: &Value) -> Result<std::borrow::Cow<'_, [Value]>, ()> {
+    match value {
+        Value::Null => Ok([].as_slice().into()),
+        Value::Array(entries) => Ok(entries.as_slice().into()),
+        Value::String(text) if text.is_empty() => Ok([].as_slice().into()),
+        Value::String(text) => {
+            serde_json::from_str::<Vec<Value>>(text).map(Into::into).map_err(drop)
+        }
+        Value::Bool(_) | Value::Number(_) | Value::Object(_) => Err(()),
+    }
+}
+
+fn shown(value: &Value) -> String {
+    short(&value.to_string())
+}
+
+fn quoted(text: &str) -> String {
+    short(&format!("{text:?}"))
+}
+
+fn short(text: &str) -> String {
+    const MOST: usize = 80;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}

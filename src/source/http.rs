@@ -1,0 +1,705 @@
+//! PocketBase over its web API.
+//!
+//! PocketBase treats whoever comes with a bad token as a guest, and many a question of a guest is
+//! answered with success and no rows. So nothing that a guest might have been told is believed
+//! until PocketBase has confirmed the token.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use reqwest::{
+    Certificate, Client, RequestBuilder, StatusCode, Url,
+    header::{AUTHORIZATION, HeaderValue, LOCATION},
+    redirect,
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+
+use super::{
+    Source, SourceError,
+    realtime::Live,
+    record::{Names, Schema, is_of_auth_collection},
+    view::Row,
+};
+use crate::{
+    auth::Snapshot,
+    options::{PocketBaseOptions, Secret},
+};
+
+/// PocketBase gives no more records than this at once.
+const PAGE: usize = 1000;
+
+/// A listing is believed when two readings in a row are equal; so many are tried.
+const READINGS: usize = 6;
+
+/// A token that was got by password is exchanged for a new one when it is this old. By default
+/// tokens live for a day.
+const RENEWAL: Duration = Duration::from_mins(5);
+
+/// A PocketBase at an address.
+#[derive(Debug)]
+pub struct Http {
+    api: Api,
+    names: Names,
+    view: String,
+    credentials: Credentials,
+    /// The token in use. Receivers are told when another one replaces it, not when it is renewed.
+    token: watch::Sender<Option<HeaderValue>>,
+    renewed: Instant,
+    resync: Duration,
+    /// When the view was last compared with the collections.
+    compared: Option<Instant>,
+    live: Option<Live>,
+}
+
+/// How we show who we are.
+#[derive(Debug)]
+enum Credentials {
+    Token(Secret),
+    TokenFile(PathBuf),
+    Password { collection: String, identity: String, password: Password },
+}
+
+#[derive(Debug)]
+enum Password {
+    Text(Secret),
+    File(PathBuf),
+}
+
+impl Http {
+    pub(super) fn open(url: &str, options: &PocketBaseOptions) -> Result<Http, SourceError> {
+        Ok(Http {
+            api: Api::open(url, options)?,
+            names: Names::new(options),
+            view: options.export_view.clone(),
+            credentials: Credentials::new(options)?,
+            token: watch::Sender::new(None),
+            renewed: Instant::now(),
+            resync: options.resync_interval,
+            compared: None,
+            live: None,
+        })
+    }
+
+    async fn read(&mut self) -> Result<Snapshot, SourceError> {
+        let result = match self.view().await {
+            // A guest would not have seen the row.
+            Ok(Some(snapshot)) => return Ok(snapshot),
+            Ok(None) => self.listing().await,
+            Err(error) => Err(error),
+        };
+        if let Err(SourceError::Unreachable { .. } | SourceError::Slow { .. }) = result {
+            return result;
+        }
+        self.confirm().await?;
+        result
+    }
+
+    /// Reads the export view, if there is one.
+    async fn view(&mut self) -> Result<Option<Snapshot>, SourceError> {
+        /// The answer to a listing of the view.
+        #[derive(Deserialize)]
+        struct Page<'a> {
+            #[serde(borrow)]
+            items: Vec<Row<'a>>,
+        }
+        let view = &self.view;
+        if view.is_empty() {
+            return Ok(None);
+        }
+        let answer = self.records(view, &[("perPage", "1")]).await?;
+        if answer.status == StatusCode::NOT_FOUND && answer.message().is_some() {
+            return Ok(None);
+        }
+        let answer = answer.of(view)?;
+        let items = match answer.json() {
+            Ok(Page { items }) => items,
+            // Any view may have the name, and anything may answer.
+            Err(_) if answer.json::<self::Page>().is_ok() => {
+                return Err(SourceError::ViewUnknown { view: view.clone() });
+            }
+            Err(error) => return Err(error),
+        };
+        let Some(row) = items.first() else {
+            return Err(SourceError::ViewHidden { view: view.clone() });
+        };
+        if self.compared.is_none_or(|it| it.elapsed() >= self.resync) {
+            let users = self.visible_schema(&self.names.users).await?;
+            let roles = self.visible_schema(&self.names.roles).await?;
+            let users = users.as_ref().map(|it| self.names.known_user_fields(it));
+            let roles = roles.as_ref().map(|it| self.names.known_role_fields(it));
+            row.compare(view, &users.unwrap_or_default(), &roles.unwrap_or_default())?;
+            self.compared = Some(Instant::now());
+        }
+        row.snapshot(view, &self.names).map(Some)
+    }
+
+    /// What this account may know about a collection's fields.
+    async fn visible_schema(&self, collection: &str) -> Result<Option<Schema>, SourceError> {
+        if let Some(schema) = self.schema(collection).await? {
+            return Ok(Some(schema));
+        }
+        let answer = self.records(collection, &[("perPage", "1")]).await?;
+        if answer.status != StatusCode::OK {
+            return Ok(None);
+        }
+        Ok(answer.json::<Page>()?.items.first().map(|record| Schema::of(collection, record)))
+    }
+
+    /// What only superusers are told about a collection.
+    async fn schema(&self, collection: &str) -> Result<Option<Schema>, SourceError> {
+        let url = self.api.url(&["collections", collection]);
+        let answer = self.ask(self.api.client.get(url)).await?;
+        match answer.status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => Ok(None),
+            _ => answer.of(collection)?.json().map(Some),
+        }
+    }
+
+    /// Lists both collections until nothing has changed in between.
+    async fn listing(&self) -> Result<Snapshot, SourceError> {
+        let mut before = None;
+        for _ in 0..READINGS {
+            let now = self.one_listing().await?;
+            if before.as_ref() == Some(&now) {
+                self.look_closer(&now).await?;
+                return Ok(now);
+            }
+            before = Some(now);
+        }
+        Err(SourceError::Torn { readings: READINGS })
+    }
+
+    async fn one_listing(&self) -> Result<Snapshot, SourceError> {
+        let names = &self.names;
+        let mut snapshot = Snapshot::default();
+        let fields = names.of_user();
+        let users = self.list(&names.users, &fields, |mut record| {
+            if !is_of_auth_collection(&record) {
+                record.remove("email");
+            }
+            snapshot.users.push(names.user(|name| record.remove(name))?);
+            Ok(())
+        });
+        match users.await {
+            Err(SourceError::NoField { field, .. }) if field == names.password => {
+                return Err(self.no_password(self.schema(&names.users).await?.as_ref()));
+            }
+            result => result?,
+        }
+        self.list(&names.roles, &Names::of_role(), |mut record| {
+            snapshot.roles.push(names.role(|name| record.remove(name))?);
+            Ok(())
+        })
+        .await?;
+        Ok(snapshot)
+    }
+
+    /// Looks for what cannot be told from these records.
+    async fn look_closer(&self, snapshot: &Snapshot) -> Result<(), SourceError> {
+        let names = &self.names;
+        if snapshot.roles.is_empty()
+            && let Some(schema) = self.schema(&names.roles).await?
+        {
+            names.role_fields(&schema)?;
+        }
+        // Some versions show a password-type field as empty.
+        let no_password = snapshot.users.iter().all(|it| it.password.0.is_empty());
+        let all_nkeys = snapshot.users.iter().all(|it| !it.nkey.is_empty());
+        if no_password && (snapshot.users.is_empty() || !all_nkeys) {
+            let schema = self.schema(&names.users).await?;
+            if let Some(schema) = &schema {
+                names.user_fields(schema)?;
+            }
+            let field = schema.as_ref().and_then(|it| it.field(&names.password));
+            let never_shown = field.is_none_or(|it| it.kind == "password");
+            if never_shown && !snapshot.users.is_empty() {
+                return Err(self.no_password(schema.as_ref()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Why no password is shown.
+    fn no_password(&self, schema: Option<&Schema>) -> SourceError {
+        let collection = self.names.users.clone();
+        let field = self.names.password.clone();
+        if schema.is_some_and(|it| it.field(&field).is_none()) {
+            SourceError::NoField { collection, field }
+        } else {
+            SourceError::PasswordsHidden { collection, field }
+        }
+    }
+
+    /// Calls `each` for every record of a collection, in the order of their ids.
+    ///
+    /// Page numbers would skip records while others are deleted. The last id does not.
+    async fn list(
+        &self,
+        collection: &str,
+        fields: &[&str],
+        mut each: impl FnMut(Map<String, Value>) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        let fields = [fields, &["verified"]].concat().join(",");
+        let per_page = PAGE.to_string();
+        let mut last = String::new();
+        loop {
+            let filter = format!("id>'{}'", last.replace('\'', "\\'"));
+            let mut query = vec![("perPage", &*per_page), ("sort", "id"), ("fields", &*fields)];
+            if !last.is_empty() {
+                query.push(("filter", &filter));
+            }
+            let answer = self.records(collection, &query).await?;
+            let answer = answer.of(collection)?;
+            let page: Page = answer.json()?;
+            let id = page.items.last().and_then(|it| it.get("id")?.as_str()).unwrap_or_default();
+            if !page.items.is_empty() && id <= &*last {
+                return Err(answer.not_pocketbase());
+            }
+            last = id.to_owned();
+            let complete = page.items.len() < PAGE.min(page.per_page);
+            page.items.into_iter().try_for_each(&mut each)?;
+            if complete {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn records(
+        &self,
+        collection: &str,
+        query: &[(&str, &str)],
+    ) -> Result<Answer, SourceError> {
+        let mut url = self.api.url(&["collections", collection, "records"]);
+        url.query_pairs_mut().append_pair("skipTotal", "1").extend_pairs(query);
+        self.ask(self.api.client.get(url)).await
+    }
+
+    async fn ask(&self, request: RequestBuilder) -> Result<Answer, SourceError> {
+        let token = self.token.borrow().clone();
+        self.api.ask(request, token.as_ref()).await
+    }
+
+    /// Makes sure that there is a token, the newest that we can know of.
+    async fn authenticate(&mut self) -> Result<(), SourceError> {
+        match &self.credentials {
+            Credentials::Token(token) => self.take(header(token.reveal())?),
+            Credentials::TokenFile(path) => self.take(header(secret(path).await?.reveal())?),
+            Credentials::Password { .. } if self.token.borrow().is_none() => self.log_in().await?,
+            Credentials::Password { .. } if self.renewed.elapsed() < RENEWAL => (),
+            Credentials::Password { .. } => match self.confirm().await {
+                Err(SourceError::TokenRefused) => self.log_in().await?,
+                result => result?,
+            },
+        }
+        Ok(())
+    }
+
+    /// Uses this token from now on.
+    fn take(&mut self, token: HeaderValue) {
+        self.token.send_if_modified(|current| {
+            let other = current.as_ref() != Some(&token);
+            *current = Some(token);
+            other
+        });
+    }
+
+    /// Has PocketBase confirm the token, and renews one that was got by password.
+    async fn confirm(&mut self) -> Result<(), SourceError> {
+        let token = self.token.borrow().clone().ok_or(SourceError::TokenRefused)?;
+        let renewed = self.api.refresh(&token).await?;
+        if let (Credentials::Password { .. }, Some(renewed)) = (&self.credentials, renewed) {
+            self.renewed = Instant::now();
+            self.token.send_if_modified(|current| {
+                *current = Some(renewed);
+                false
+            });
+        }
+        Ok(())
+    }
+
+    /// Exchanges the password for a token, which takes PocketBase 70 ms and may mail an alert.
+    async fn log_in(&mut self) -> Result<(), SourceError> {
+        let Credentials::Password { collection, identity, password } = &self.credentials else {
+            return Err(SourceError::TokenRefused);
+        };
+        let read;
+        let password = match password {
+            Password::Text(password) => password,
+            Password::File(path) => {
+                read = secret(path).await?;
+                &read
+            }
+        };
+        let url = self.api.url(&["collections", collection, "auth-with-password"]);
+        let body = json!({ "identity": identity, "password": password.reveal() });
+        let mut answer = self.api.ask(self.api.client.post(url).json(&body), None).await?;
+        answer.hide(password.reveal());
+        let token = match (answer.status, answer.message()) {
+            (StatusCode::OK, _) => answer.token()?,
+            (StatusCode::UNAUTHORIZED, _) if answer.json::<SecondFactor>().is_ok() => {
+                return Err(SourceError::SecondFactor);
+            }
+            (StatusCode::NOT_FOUND, Some(_)) => {
+                return Err(SourceError::NoCollection { collection: collection.clone() });
+            }
+            (
+                StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN,
+                Some(message),
+            ) => {
+                let (collection, answer) = (collection.clone(), excerpt(&message));
+                return Err(SourceError::LoginRefused { collection, answer });
+            }
+            _ => return Err(answer.failure()),
+        };
+        self.renewed = Instant::now();
+        self.take(token);
+        Ok(())
+    }
+}
+
+impl Source for Http {
+    async fn snapshot(&mut self) -> Result<Snapshot, SourceError> {
+        self.authenticate().await?;
+        match self.read().await {
+            Err(SourceError::TokenRefused) => {
+                self.log_in().await?;
+                self.read().await
+            }
+            result => result,
+        }
+    }
+
+    async fn changed(&mut self) {
+        let live = self.live.get_or_insert_with(|| {
+            let topics = [&self.names.users, &self.names.roles].map(Clone::clone);
+            Live::start(self.api.clone(), self.token.subscribe(), topics)
+        });
+        live.hint.notified().await;
+    }
+}
+
+impl Credentials {
+    fn new(options: &PocketBaseOptions) -> Result<Credentials, SourceError> {
+        let wrong = |problem: &str| Err(SourceError::Settings(problem.into()));
+        let password = match (&options.password, &options.password_file) {
+            (Some(_), Some(_)) => return wrong("both `password` and `password_file` are set"),
+            (Some(text), None) => Some(Password::Text(text.clone())),
+            (None, Some(path)) => Some(Password::File(path.clone())),
+            (None, None) => None,
+        };
+        let collection = options.auth_collection.clone();
+        match (&options.token, &options.token_file, &options.identity, password) {
+            (Some(token), None, None, None) => Ok(Credentials::Token(token.clone())),
+            (None, Some(path), None, None) => Ok(Credentials::TokenFile(path.clone())),
+            (None, None, Some(identity), Some(password)) => {
+                Ok(Credentials::Password { collection, identity: identity.clone(), password })
+            }
+            (None, None, Some(_), None) => wrong("`identity` is set without a password"),
+            (None, None, None, Some(_)) => wrong("a password is set without `identity`"),
+            (None, None, None, None) => wrong("there are no credentials beside `url`"),
+            _ => wrong("more than one kind of credentials is set"),
+        }
+    }
+}
+
+/// Reads a token or password from a file.
+async fn secret(path: &PathBuf) -> Result<Secret, SourceError> {
+    let text = fs_err::tokio::read_to_string(path).await.map_err(SourceError::Credentials)?;
+    Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
+}
+
+fn header(token: &str) -> Result<HeaderValue, SourceError> {
+    let mut value = HeaderValue::from_str(token).map_err(|_| SourceError::TokenRefused)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// The address, and how to talk to it.
+#[derive(Clone, Debug)]
+pub(super) struct Api {
+    base: Url,
+    authorities: Vec<Certificate>,
+    pub(super) client: Client,
+    pub(super) timeout: Duration,
+}
+
+impl Api {
+    fn open(url: &str, options: &PocketBaseOptions) -> Result<Api, SourceError> {
+        let wrong = |problem: &str| SourceError::Settings(format!("`url` {problem}"));
+        let base = Url::parse(url).map_err(|_| wrong("is not an address such as `http://…`"))?;
+        if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
+            return Err(wrong("does not begin with `http://` or `https://`"));
+        }
+        if !base.username().is_empty() || base.password().is_some() {
+            return Err(wrong("holds a user name or password, which have settings of their own"));
+        }
+        let authorities = match &options.ca_file {
+            Some(path) => fs_err::read(path)
+                .map_err(|error| SourceError::Certificates(error.into()))
+                .and_then(|text| {
+                    Certificate::from_pem_bundle(&text)
+                        .map_err(|error| SourceError::Certificates(error.into()))
+                })?,
+            None => Vec::new(),
+        };
+        let client = client(&base, &authorities, None)?;
+        Ok(Api { base, authorities, client, timeout: options.request_timeout })
+    }
+
+    /// The same address, but all requests go to one IP address of its host: PocketBase wants the
+    /// parts of a realtime connection from one client address, which differs by theirs.
+    pub(super) async fn pinned(&self) -> Api {
+        let (Some(host), Some(port)) = (self.base.host_str(), self.base.port_or_known_default())
+        else {
+            return self.clone();
+        };
+        let Ok(addresses) = tokio::net::lookup_host((host, port)).await else {
+            return self.clone();
+        };
+        let addresses: Vec<_> = addresses.collect();
+        if addresses.len() > 1 {
+            let connect = tokio::net::TcpStream::connect(&*addresses);
+            if let Ok(Ok(stream)) = tokio::time::timeout(self.timeout, connect).await
+                && let Ok(address) = stream.peer_addr()
+                && let Ok(client) = client(&self.base, &self.authorities, Some((host, address)))
+            {
+                return Api { client, ..self.clone() };
+            }
+        }
+        self.clone()
+    }
+
+    /// The address as errors show it.
+    pub(super) fn origin(&self) -> String {
+        origin(&self.base)
+    }
+
+    pub(super) fn url(&self, path: &[&str]) -> Url {
+        let mut url = self.base.clone();
+        url.set_query(None);
+        url.set_fragment(None);
+        url.path_segments_mut().expect("http has paths").pop_if_empty().push("api").extend(path);
+        url
+    }
+
+    /// Asks, and waits for the complete answer.
+    pub(super) async fn ask(
+        &self,
+        request: RequestBuilder,
+        token: Option<&HeaderValue>,
+    ) -> Result<Answer, SourceError> {
+        let request = match token {
+            Some(token) => request.header(AUTHORIZATION, token),
+            None => request,
+        };
+        let request = request.timeout(self.timeout).build().map_err(|it| self.failed(it))?;
+        let name = format!("{} {}", request.method(), request.url().path());
+        let mut response = self.client.execute(request).await.map_err(|it| self.failed(it))?;
+        let status = response.status();
+        if let (true, Some(to)) = (status.is_redirection(), response.headers().get(LOCATION)) {
+            let to = self.base.join(&String::from_utf8_lossy(to.as_bytes()));
+            let to = to.map_or_else(|_| "…".into(), |it| origin(&it));
+            return Err(SourceError::Redirected { request: name, to });
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|it| self.failed(it))? {
+            body.extend_from_slice(&chunk);
+        }
+        let mut answer = Answer { request: name, status, body };
+        if let Some(token) = token.and_then(|it| it.to_str().ok()) {
+            answer.hide(token);
+        }
+        Ok(answer)
+    }
+
+    /// Asks whether the token is good. A new one comes back, if it is of the kind that is renewed.
+    pub(super) async fn refresh(
+        &self,
+        token: &HeaderValue,
+    ) -> Result<Option<HeaderValue>, SourceError> {
+        let claims = Claims::of(token).ok_or(SourceError::TokenRefused)?;
+        let url = self.url(&["collections", &claims.collection, "auth-refresh"]);
+        let answer = self.ask(self.client.post(url), Some(token)).await?;
+        match (answer.status, answer.message()) {
+            (StatusCode::OK, _) => answer.token().map(Some),
+            // PocketBase up to 0.28 at least says so of an impersonation token, if it is good.
+            (StatusCode::FORBIDDEN, Some(message))
+                if !claims.refreshable && message.contains("not refreshable") =>
+            {
+                Ok(None)
+            }
+            (StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND, Some(_)) => {
+                Err(SourceError::TokenRefused)
+            }
+            _ => Err(answer.failure()),
+        }
+    }
+
+    pub(super) fn failed(&self, error: reqwest::Error) -> SourceError {
+        let url = self.origin();
+        if error.is_timeout() {
+            return SourceError::Slow { url, timeout: self.timeout };
+        }
+        SourceError::Unreachable { url, source: error.without_url() }
+    }
+}
+
+/// Follows no redirect, so that no token is carried away and no answer comes from elsewhere.
+fn client(
+    base: &Url,
+    authorities: &[Certificate],
+    pin: Option<(&str, std::net::SocketAddr)>,
+) -> Result<Client, SourceError> {
+    // It is installed already if another part of the program came first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = Client::builder()
+        .user_agent(concat!("pb-nats/", env!("CARGO_PKG_VERSION")))
+        .redirect(redirect::Policy::none());
+    if is_loopback(base) {
+        builder = builder.no_proxy();
+    }
+    builder = if base.scheme() == "https" {
+        builder.tls_certs_merge(authorities.iter().cloned())
+    } else {
+        // The system may have no authorities, and without TLS need not.
+        builder.tls_certs_only([])
+    };
+    if let Some((host, address)) = pin {
+        builder = builder.resolve(host, address);
+    }
+    builder.build().map_err(|error| SourceError::Certificates(error.into()))
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost"
+        || host.ends_with(".localhost")
+        || host.parse().is_ok_and(|it: std::net::IpAddr| it.is_loopback())
+}
+
+/// The address without what may be secret in it.
+fn origin(url: &Url) -> String {
+    format!("{}{}", url.origin().ascii_serialization(), url.path().trim_end_matches('/'))
+}
+
+/// What a token says about itself.
+#[derive(Deserialize)]
+struct Claims {
+    #[serde(rename = "collectionId")]
+    collection: String,
+    #[serde(default)]
+    refreshable: bool,
+}
+
+impl Claims {
+    fn of(token: &HeaderValue) -> Option<Claims> {
+        let token = token.to_str().ok()?;
+        let claims = token.trim_start_matches("Bearer ").split('.').nth(1)?;
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()
+    }
+}
+
+/// A page of a listing.
+#[derive(Deserialize)]
+struct Page {
+    items: Vec<Map<String, Value>>,
+    #[serde(rename = "perPage")]
+    per_page: usize,
+}
+
+/// What PocketBase answers to a right password if that is not enough.
+#[derive(Deserialize)]
+struct SecondFactor {
+    #[serde(rename = "mfaId")]
+    _id: String,
+}
+
+/// A complete answer.
+pub(super) struct Answer {
+    request: String,
+    pub(super) status: StatusCode,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    /// The answer to a question about a collection, if it is one of success.
+    fn of(self, collection: &str) -> Result<Answer, SourceError> {
+        let collection = collection.to_owned();
+        match self.status {
+            StatusCode::OK => Ok(self),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if self.message().is_some() => {
+                Err(SourceError::Forbidden { collection })
+            }
+            StatusCode::NOT_FOUND if self.message().is_some() => {
+                Err(SourceError::NoCollection { collection })
+            }
+            _ => Err(self.failure()),
+        }
+    }
+
+    fn json<'a, T: Deserialize<'a>>(&'a self) -> Result<T, SourceError> {
+        serde_json::from_slice(&self.body).map_err(|_| self.not_pocketbase())
+    }
+
+    /// What PocketBase says of a failure. `None`: it was not PocketBase that answered.
+    pub(super) fn message(&self) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Failure {
+            message: String,
+        }
+        self.json::<Failure>().ok().map(|it| it.message)
+    }
+
+    fn token(&self) -> Result<HeaderValue, SourceError> {
+        #[derive(Deserialize)]
+        struct Session {
+            token: String,
+        }
+        header(
+            &self
+                .json::<Session>()
+                .map_err(|_| SourceError::NotPocketBase {
+                    request: self.request.clone(),
+                    answer: "…".into(),
+                })?
+                .token,
+        )
+    }
+
+    pub(super) fn failure(&self) -> SourceError {
+        let answer =
+            self.message().unwrap_or_else(|| String::from_utf8_lossy(&self.body).into_owned());
+        SourceError::Status {
+            request: self.request.clone(),
+            status: self.status.as_u16(),
+            answer: excerpt(&answer),
+        }
+    }
+
+    fn not_pocketbase(&self) -> SourceError {
+        let answer = excerpt(&String::from_utf8_lossy(&self.body));
+        SourceError::NotPocketBase { request: self.request.clone(), answer }
+    }
+
+    /// What stands in front of PocketBase may repeat what we sent, and errors are printed.
+    fn hide(&mut self, secret: &str) {
+        if self.status != StatusCode::OK && !secret.is_empty() {
+            self.body = String::from_utf8_lossy(&self.body).replace(secret, "…").into_bytes();
+        }
+    }
+}
+
+/// The beginning of a text, in one line.
+fn excerpt(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let line = words.join(" ");
+    match line.char_indices().nth(200) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
