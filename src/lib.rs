@@ -3,4 +3,5 @@
 pub mod apply;
 pub mod auth;
 pub mod options;
+pub mod server;
 pub mod source;

@@ -1,6 +1,6 @@
 use std::{
     collections::BTreeSet,
-    io,
+    fmt, io,
     path::{Component, Path, PathBuf},
 };
 
@@ -46,6 +46,23 @@ pub enum Placement {
     },
     /// This reader does not understand the main config; nats-server may.
     Unknown(ConfError),
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Placement::InForce => f.write_str("the main config includes the auth file"),
+            Placement::NotIncluded => {
+                f.write_str("the main config does not include the auth file at its top level")
+            }
+            Placement::Overridden { line } => write!(
+                f,
+                "an `authorization` block (line {line}) stands behind the include of the auth file \
+                 and replaces it"
+            ),
+            Placement::Unknown(why) => write!(f, "the main config is not understood: {why}"),
+        }
+    }
 }
 
 /// The key that stands for the auth file among the entries. No key of a config has a space.

@@ -55,6 +55,13 @@ pub enum Refused {
     },
 }
 
+impl Refused {
+    /// What one can do about it.
+    pub fn hint(&self) -> &'static str {
+        "the last good state stays in force; if the removal is meant: `pb-nats once --accept-removals`"
+    }
+}
+
 impl Changes {
     /// What turns `old` into `new`.
     pub fn between(old: &Desired, new: &Desired) -> Changes {

@@ -10,6 +10,8 @@ use super::{
 const OURS: &str = "# Authorization for nats-server, written by pb-nats";
 /// The number on the second line. A file with a larger one is not for us to touch.
 const FORMAT: u32 = 1;
+/// How the last line begins if servers can show by it that they run the file.
+const STAMP: &str = "server_metadata { pb_nats: \"";
 /// The user that keeps a server closed when there is no other.
 pub(super) const LOCKED_USER: &str = "pb-nats-locked";
 /// Well formed, cheap to refuse, and no password's: bcrypt leaves the last two bits of a hash zero, so
@@ -83,7 +85,7 @@ pub fn render(desired: &Desired) -> String {
 /// Adds to what [`render`] wrote when it was written, and what a server shows once it runs it.
 pub fn dated(text: &str, generated_at: &str, stamp: Option<&str>) -> String {
     let head = text.match_indices('\n').nth(1).expect("two lines of comment").0 + 1;
-    let stamp = stamp.map(|it| format!("\nserver_metadata {{ pb_nats: {} }}\n", quote(it)));
+    let stamp = stamp.map(|it| format!("\n{STAMP}{it}\" }}\n"));
     format!(
         "{}# Generated at: {generated_at}\n{}{}",
         &text[..head],
@@ -94,8 +96,8 @@ pub fn dated(text: &str, generated_at: &str, stamp: Option<&str>) -> String {
 
 /// The stamp that [`dated`] put into the text.
 pub fn stamp(text: &str) -> Option<String> {
-    let entries = conf::read(text).ok()?;
-    Some(conf::last(&entries, "server_metadata")?.at("pb_nats")?.text()?.to_owned())
+    let (_, last) = text.trim_end().rsplit_once('\n')?;
+    Some(last.strip_prefix(STAMP)?.strip_suffix("\" }")?.to_owned())
 }
 
 /// Reads back what [`render`] wrote.

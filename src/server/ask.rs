@@ -1,0 +1,435 @@
+//! What servers run, in their own words: over the system account, or from their monitoring address.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use async_nats::{Client, ConnectOptions, Message, StatusCode, connection::State};
+use futures_util::{StreamExt as _, future::join_all};
+use reqwest::Url;
+use serde::{Deserialize, Deserializer, de};
+use tokio::time::{self, Instant};
+
+use super::ServerError;
+use crate::options::{NatsOptions, Secret};
+
+/// How long to wait for servers of other clusters, of which nobody knows how many there are.
+const QUIET: Duration = Duration::from_millis(250);
+
+/// Whom to ask what the servers run.
+#[derive(Debug)]
+pub(super) enum Ask {
+    /// All servers of the cluster at once.
+    System(Box<System>),
+    /// Each by itself.
+    Monitors(Vec<Monitor>),
+    /// Nobody.
+    Nothing,
+}
+
+/// Whose answers to wait for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Breadth {
+    /// Every server of this cluster.
+    Cluster,
+    /// Those of other clusters, too.
+    Everyone,
+}
+
+/// One server's answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// Its name, or the address that was asked.
+    pub(super) server: String,
+    pub(super) running: Result<Running, ServerError>,
+}
+
+/// What a server runs.
+#[derive(Clone, Debug)]
+pub struct Running {
+    /// What it calls itself until it ends.
+    pub id: String,
+    /// Its name. Unless one is set, its id.
+    pub name: String,
+    /// Its version, such as `2.15.1`.
+    pub version: String,
+    /// The digest of its config, since 2.11.
+    pub config_digest: Option<String>,
+    /// `pb_nats` in its config's `server_metadata`, since 2.12.
+    pub stamp: Option<String>,
+    /// When it loaded its config, by its own clock.
+    pub config_load_time: SystemTime,
+    /// When it loaded its config, by our clock: rather too early than too late.
+    pub loaded: SystemTime,
+    /// How many clients are connected.
+    pub connections: u64,
+    /// Where it listens for clients.
+    pub(super) address: String,
+    cluster: String,
+    /// How many other servers there are in its cluster.
+    remotes: usize,
+    /// Whether there are other clusters.
+    gateways: bool,
+}
+
+/// The system account, over one connection that is made when it is needed.
+#[derive(Debug)]
+pub(super) struct System {
+    urls: Vec<String>,
+    /// The same without passwords.
+    address: String,
+    login: Login,
+    client: Option<Client>,
+}
+
+#[derive(Debug)]
+enum Login {
+    Nobody,
+    Credentials(PathBuf),
+    Password(String, Secret),
+    PasswordFile(String, PathBuf),
+}
+
+/// A server's monitoring address.
+#[derive(Debug)]
+pub(super) struct Monitor {
+    url: Url,
+    /// The same without a password.
+    address: String,
+    client: reqwest::Client,
+}
+
+impl Ask {
+    pub(super) fn new(options: &NatsOptions) -> Result<Ask, ServerError> {
+        if let Some(url) = &options.system_url {
+            return Ok(Ask::System(Box::new(System::new(url, options)?)));
+        }
+        if options.monitor_url.is_empty() {
+            return Ok(Ask::Nothing);
+        }
+        options
+            .monitor_url
+            .iter()
+            .map(|it| Monitor::new(it))
+            .collect::<Result<_, _>>()
+            .map(Ask::Monitors)
+    }
+
+    /// Every server's answer.
+    pub(super) async fn everyone(&mut self, patience: Duration, breadth: Breadth) -> Vec<Answer> {
+        match self {
+            Ask::System(system) => match system.everyone(patience, breadth).await {
+                Ok(all) => {
+                    let answer = |it: Running| Answer { server: it.name.clone(), running: Ok(it) };
+                    all.into_iter().map(answer).collect()
+                }
+                Err(error) => vec![Answer { server: system.address.clone(), running: Err(error) }],
+            },
+            Ask::Monitors(monitors) => {
+                let each = monitors.iter().map(async |it| Answer {
+                    server: it.address.clone(),
+                    running: it.running(patience).await,
+                });
+                join_all(each).await
+            }
+            Ask::Nothing => Vec::new(),
+        }
+    }
+}
+
+impl Answer {
+    /// Who answered, if it did.
+    pub(super) fn awake(&self) -> Option<String> {
+        self.running.is_ok().then(|| self.server.clone())
+    }
+}
+
+impl System {
+    fn new(url: &str, options: &NatsOptions) -> Result<System, ServerError> {
+        let unusable = |reason: String| ServerError::Setting { setting: "system_url", reason };
+        let mut urls = Vec::new();
+        let mut addresses = Vec::new();
+        for url in url.split(',').map(str::trim) {
+            let parsed: async_nats::ServerAddr =
+                url.parse().map_err(|it: std::io::Error| unusable(it.to_string()))?;
+            addresses.push(format!("{}:{}", parsed.host(), parsed.port()));
+            urls.push(url.to_owned());
+        }
+        let login = match options {
+            NatsOptions { system_credentials_file: Some(path), .. } => {
+                Login::Credentials(path.clone())
+            }
+            NatsOptions { system_user: Some(user), system_password: Some(password), .. } => {
+                Login::Password(user.clone(), password.clone())
+            }
+            NatsOptions { system_user: Some(user), system_password_file: Some(path), .. } => {
+                Login::PasswordFile(user.clone(), path.clone())
+            }
+            _ => Login::Nobody,
+        };
+        Ok(System { urls, address: addresses.join(", "), login, client: None })
+    }
+
+    /// What every server runs that can be reached.
+    ///
+    /// Each tells how many others its cluster has, so that we know when all have answered.
+    async fn everyone(
+        &mut self,
+        patience: Duration,
+        breadth: Breadth,
+    ) -> Result<Vec<Running>, ServerError> {
+        let deadline = Instant::now() + patience;
+        let client = self.client(deadline).await?;
+        let mut answers = Vec::new();
+        let collect = async {
+            let lost = || ServerError::Lost { address: self.address.clone() };
+            let inbox = client.new_inbox();
+            let mut replies = client.subscribe(inbox.clone()).await.map_err(|_| lost())?;
+            let sent = SystemTime::now();
+            client
+                .publish_with_reply("$SYS.REQ.SERVER.PING.VARZ", inbox, "".into())
+                .await
+                .map_err(|_| lost())?;
+            loop {
+                let quiet = match breadth {
+                    Breadth::Everyone if answers.iter().any(|it: &Running| it.gateways) => QUIET,
+                    Breadth::Everyone | Breadth::Cluster => Duration::ZERO,
+                };
+                let next = if complete(&answers) {
+                    match time::timeout(quiet, replies.next()).await {
+                        Ok(next) => next,
+                        Err(_elapsed) => return Ok(()),
+                    }
+                } else {
+                    replies.next().await
+                };
+                let message = next.ok_or_else(lost)?;
+                if message.status == Some(StatusCode::NO_RESPONDERS) {
+                    return Err(ServerError::NotSystem { address: self.address.clone() });
+                }
+                let answer: SystemAnswer<Varz> = self.understand(&message)?;
+                answers.extend(answer.data.map(|it| it.running(sent)));
+            }
+        };
+        match time::timeout_at(deadline, collect).await {
+            Ok(Err(error)) => {
+                self.client = None;
+                Err(error)
+            }
+            Err(_elapsed) if answers.is_empty() => {
+                self.client = None;
+                Err(ServerError::Silent { server: self.address.clone(), after: patience })
+            }
+            // Who has not answered is missing, and whoever knows of it says so.
+            Ok(Ok(())) | Err(_) => Ok(answers),
+        }
+    }
+
+    /// Orders one server to reload, and returns when it has.
+    pub(super) async fn reload(
+        &self,
+        running: &Running,
+        deadline: Instant,
+    ) -> Result<(), ServerError> {
+        let Running { id, name, .. } = running;
+        let begun = Instant::now();
+        let Some(client) = &self.client else {
+            return Err(ServerError::Lost { address: self.address.clone() });
+        };
+        let request = async_nats::Request::new().timeout(None);
+        let request = client.send_request(format!("$SYS.REQ.SERVER.{id}.RELOAD"), request);
+        let message = match time::timeout_at(deadline, request).await {
+            Ok(Ok(message)) => message,
+            Ok(Err(error)) if error.kind() == async_nats::RequestErrorKind::NoResponders => {
+                return Err(ServerError::Missing { server: name.clone() });
+            }
+            Ok(Err(_)) => return Err(ServerError::Lost { address: self.address.clone() }),
+            Err(_elapsed) => {
+                let server = name.clone();
+                return Err(ServerError::Silent { server, after: begun.elapsed() });
+            }
+        };
+        match self.understand::<SystemAnswer<de::IgnoredAny>>(&message)?.error {
+            None => Ok(()),
+            Some(Failure { description }) => {
+                Err(ServerError::Refused { server: name.clone(), reason: description })
+            }
+        }
+    }
+
+    /// The connection. One that was lost is made anew, with the password of now.
+    async fn client(&mut self, deadline: Instant) -> Result<Client, ServerError> {
+        if let Some(client) = &self.client
+            && client.connection_state() == State::Connected
+        {
+            return Ok(client.clone());
+        }
+        let patience = deadline.saturating_duration_since(Instant::now());
+        let options = ConnectOptions::new()
+            .name("pb-nats")
+            .connection_timeout(patience)
+            // It may move to another server of the cluster; but it must not try for ever, with a
+            // password that may be an old one.
+            .max_reconnects(self.urls.len() + 3);
+        let unreadable =
+            |path: &PathBuf, source| ServerError::Credentials { path: path.clone(), source };
+        let options = match &self.login {
+            Login::Nobody => options,
+            Login::Credentials(path) => {
+                let text = Secret::new(
+                    tokio::fs::read_to_string(path).await.map_err(|it| unreadable(path, it))?,
+                );
+                options.credentials(text.reveal()).map_err(|it| unreadable(path, it))?
+            }
+            Login::Password(user, password) => {
+                options.user_and_password(user.clone(), password.reveal().into())
+            }
+            Login::PasswordFile(user, path) => {
+                let text =
+                    tokio::fs::read_to_string(path).await.map_err(|it| unreadable(path, it))?;
+                let text = Secret::new(text);
+                options.user_and_password(
+                    user.clone(),
+                    text.reveal().trim_end_matches(['\r', '\n']).into(),
+                )
+            }
+        };
+        let silent = |_| ServerError::Silent { server: self.address.clone(), after: patience };
+        let connected =
+            time::timeout_at(deadline, options.connect(&self.urls[..])).await.map_err(silent)?;
+        let client = connected
+            .map_err(|source| ServerError::Connect { address: self.address.clone(), source })?;
+        self.client = Some(client.clone());
+        Ok(client)
+    }
+
+    fn understand<T: de::DeserializeOwned>(&self, message: &Message) -> Result<T, ServerError> {
+        serde_json::from_slice(&message.payload)
+            .map_err(|source| ServerError::Garbled { server: self.address.clone(), source })
+    }
+}
+
+impl Monitor {
+    fn new(url: &str) -> Result<Monitor, ServerError> {
+        let unusable = |reason: String| ServerError::Setting { setting: "monitor_url", reason };
+        let mut url: Url = url.parse().map_err(|_| unusable("it is not a URL".into()))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(unusable("it must begin with http:// or https://".into()));
+        }
+        let path = format!("{}/varz", url.path().trim_end_matches('/'));
+        url.set_path(&path);
+        let host = url.host_str().unwrap_or_default();
+        let port = url.port_or_known_default().unwrap_or_default();
+        let address = format!("{host}:{port}");
+        // reqwest takes the process's provider; whoever embeds us may have chosen one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .map_err(|source| ServerError::Monitor { url: address.clone(), source })?;
+        Ok(Monitor { url, address, client })
+    }
+
+    async fn running(&self, patience: Duration) -> Result<Running, ServerError> {
+        let failed = |source: reqwest::Error| ServerError::Monitor {
+            url: self.address.clone(),
+            source: source.without_url(),
+        };
+        let sent = SystemTime::now();
+        let request = self.client.get(self.url.clone()).timeout(patience);
+        let response = request.send().await.and_then(reqwest::Response::error_for_status);
+        let text = response.map_err(failed)?.bytes().await.map_err(failed)?;
+        let varz: Varz = serde_json::from_slice(&text)
+            .map_err(|source| ServerError::Garbled { server: self.address.clone(), source })?;
+        Ok(varz.running(sent))
+    }
+}
+
+/// An answer over the system account.
+#[derive(Deserialize)]
+struct SystemAnswer<T> {
+    data: Option<T>,
+    error: Option<Failure>,
+}
+
+#[derive(Deserialize)]
+struct Failure {
+    #[serde(default)]
+    description: String,
+}
+
+/// What a server tells of itself, as far as it matters.
+#[derive(Deserialize)]
+struct Varz {
+    server_id: String,
+    server_name: String,
+    version: String,
+    #[serde(deserialize_with = "timestamp")]
+    now: SystemTime,
+    #[serde(deserialize_with = "timestamp")]
+    config_load_time: SystemTime,
+    config_digest: Option<String>,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+    #[serde(default)]
+    connections: u64,
+    #[serde(default)]
+    remotes: usize,
+    host: String,
+    port: u16,
+    #[serde(default)]
+    cluster: Cluster,
+    #[serde(default)]
+    gateway: Cluster,
+}
+
+#[derive(Default, Deserialize)]
+struct Cluster {
+    #[serde(default)]
+    name: String,
+}
+
+impl Varz {
+    fn running(mut self, sent: SystemTime) -> Running {
+        let (received, now) = (SystemTime::now(), self.now);
+        let loaded = self.config_load_time;
+        let loaded = if (sent..=received).contains(&now) {
+            loaded
+        } else {
+            // Another clock. The answer was made after we asked, so this errs towards too early.
+            match sent.duration_since(now) {
+                Ok(behind) => loaded + behind,
+                Err(ahead) => loaded - ahead.duration(),
+            }
+        };
+        Running {
+            id: self.server_id,
+            name: self.server_name,
+            version: self.version,
+            config_digest: self.config_digest.filter(|it| !it.is_empty()),
+            stamp: self.metadata.remove("pb_nats"),
+            config_load_time: self.config_load_time,
+            loaded,
+            connections: self.connections,
+            address: format!("{}:{}", self.host, self.port),
+            cluster: self.cluster.name,
+            remotes: self.remotes,
+            gateways: !self.gateway.name.is_empty(),
+        }
+    }
+}
+
+fn timestamp<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+    let timestamp: jiff::Timestamp =
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)?;
+    timestamp.try_into().map_err(de::Error::custom)
+}
+
+/// Whether as many have answered as each says there are in its cluster.
+fn complete(answers: &[Running]) -> bool {
+    let answered = |cluster: &str| answers.iter().filter(|it| it.cluster == cluster).count();
+    !answers.is_empty() && answers.iter().all(|it| answered(&it.cluster) > it.remotes)
+}

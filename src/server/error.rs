@@ -1,0 +1,235 @@
+//! What can go wrong with a server.
+
+use std::{io, path::PathBuf, time::Duration};
+
+/// A server does not run what it should, or could not be asked. It goes on with what it runs.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// A setting cannot be used. Nothing was done.
+    #[error("`{setting}` in [nats] cannot be used: {reason}")]
+    Setting {
+        /// Its name.
+        setting: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The reload command could not be started.
+    #[error("cannot run the reload command `{program}`")]
+    Command {
+        /// Its first word.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The reload command failed. Whether a server reloaded all the same, only the server knows.
+    #[error("the reload command `{program}` failed ({status}): {output}")]
+    CommandFailed {
+        /// Its first word.
+        program: String,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// The end of what it said.
+        output: String,
+    },
+    /// The reload command was ended, with all that it had started.
+    #[error("the reload command `{program}` did not end within {after:?}: {output}")]
+    CommandHung {
+        /// Its first word.
+        program: String,
+        /// How long it was given.
+        after: Duration,
+        /// The end of what it said.
+        output: String,
+    },
+    /// No process id could be read. Nobody was signalled.
+    #[error("cannot read a process id from {}", path.display())]
+    PidFile {
+        /// The pid file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The process is not a nats-server. It was not signalled.
+    #[error("process {pid}, named in {}, {found}", path.display())]
+    NotNats {
+        /// The pid file.
+        path: PathBuf,
+        /// The process id in it.
+        pid: i32,
+        /// What is there instead.
+        found: String,
+    },
+    /// The server could not be signalled.
+    #[error("cannot signal nats-server, process {pid}")]
+    Signal {
+        /// Its process id.
+        pid: i32,
+        /// Why.
+        source: io::Error,
+    },
+    /// The server will not reload. It keeps what it runs, wholly.
+    #[error("{server} refuses to reload: {reason}")]
+    Refused {
+        /// Whom.
+        server: String,
+        /// In its words.
+        reason: String,
+    },
+    /// The settings name no way to make a server reload.
+    #[error("nothing in [nats] says how to reload {server}")]
+    NoReload {
+        /// Whom.
+        server: String,
+    },
+    /// It was told to reload, and still runs something else.
+    #[error(
+        "{server} does not run the file {after:?} after it was told to reload; its log says why"
+    )]
+    NotLoaded {
+        /// Whom.
+        server: String,
+        /// How long it was given.
+        after: Duration,
+        /// What `nats-server -t` has against the config on disk, which may be the reason.
+        refusal: Option<String>,
+    },
+    /// The credentials of the system account could not be read.
+    #[error("cannot read {}", path.display())]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No connection to the system account.
+    #[error("cannot connect to the system account at {address}")]
+    Connect {
+        /// Where.
+        address: String,
+        /// Why.
+        source: async_nats::ConnectError,
+    },
+    /// The connection works, but not as one of the system account.
+    #[error("the user we have at {address} is not in the system account")]
+    NotSystem {
+        /// Where.
+        address: String,
+    },
+    /// A server, or all behind an address, did not answer.
+    #[error("{server} did not answer within {after:?}")]
+    Silent {
+        /// Whom.
+        server: String,
+        /// How long it was given.
+        after: Duration,
+    },
+    /// The connection was lost while a server was asked.
+    #[error("the connection to the system account at {address} was lost")]
+    Lost {
+        /// Where.
+        address: String,
+    },
+    /// It was there before; the other servers say that it is not in the cluster now.
+    #[error("{server} does not answer any more; its cluster is without it")]
+    Missing {
+        /// Whom.
+        server: String,
+    },
+    /// The monitoring address could not be asked.
+    #[error("cannot ask {url}")]
+    Monitor {
+        /// The address.
+        url: String,
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// The answer is not a nats-server's.
+    #[error("what answers at {server} is not a nats-server")]
+    Garbled {
+        /// Whom.
+        server: String,
+        /// Why not.
+        source: serde_json::Error,
+    },
+}
+
+impl ServerError {
+    /// What may help.
+    pub fn hint(&self) -> Option<String> {
+        use io::ErrorKind::{NotFound, PermissionDenied};
+        let hint = match self {
+            ServerError::Command { program, source } if source.kind() == NotFound => format!(
+                "is `{program}` installed, and in the PATH of this process? The command's folder is \
+                 that of the settings file"
+            ),
+            ServerError::CommandHung { .. } => {
+                "a reload command should signal and end; if it needs \
+                longer, raise `nats.reload_timeout`"
+                    .into()
+            }
+            ServerError::PidFile { source, .. } if source.kind() == NotFound => {
+                "set `pid_file` in nats-server's config to this path; it is written at its start"
+                    .into()
+            }
+            ServerError::PidFile { .. } => {
+                "`nats.pid_file` must be the file that nats-server's own \
+                `pid_file` names"
+                    .into()
+            }
+            ServerError::NotNats { pid: 1, .. } => "the server seems to run in another container: \
+                use `system_url`, or share its process namespace"
+                .into(),
+            ServerError::NotNats { .. } => {
+                "the file may be left over from a server that was killed; is nats-server running?"
+                    .into()
+            }
+            ServerError::Signal { source, .. } if source.kind() == PermissionDenied => {
+                "run as the same user as nats-server, or use `system_url`".into()
+            }
+            ServerError::Refused { .. } | ServerError::NotLoaded { refusal: Some(_), .. } => {
+                "mend the main config; the file is loaded as soon as the server takes it".into()
+            }
+            ServerError::NoReload { .. } => {
+                "set `reload_command`, `pid_file` or `system_url` in [nats]".into()
+            }
+            ServerError::NotLoaded { refusal: None, .. } => {
+                "does the server's config include the auth \
+                file, and does the reload reach this server? With very many clients, raise \
+                `nats.reload_timeout`"
+                    .into()
+            }
+            ServerError::Connect { source, .. } => match source.kind() {
+                async_nats::ConnectErrorKind::AuthorizationViolation
+                | async_nats::ConnectErrorKind::Authentication => "the log-in is refused: check \
+                    `system_user` and `system_password`, or `system_credentials_file`"
+                    .into(),
+                _ => "is nats-server running there? While it reloads it takes no new connections"
+                    .into(),
+            },
+            ServerError::NotSystem { .. } => {
+                "it must be a user of the account that `system_account` \
+                names in nats-server's config"
+                    .into()
+            }
+            ServerError::Garbled { .. } => {
+                "`nats.monitor_url` is the server's `http` address, such as http://127.0.0.1:8222"
+                    .into()
+            }
+            ServerError::Missing { .. } => {
+                "it loads the file when it starts; if it is gone for good, \
+                it is forgotten after five minutes"
+                    .into()
+            }
+            ServerError::Setting { .. }
+            | ServerError::Command { .. }
+            | ServerError::CommandFailed { .. }
+            | ServerError::Signal { .. }
+            | ServerError::Credentials { .. }
+            | ServerError::Silent { .. }
+            | ServerError::Lost { .. }
+            | ServerError::Monitor { .. } => return None,
+        };
+        Some(hint)
+    }
+}
