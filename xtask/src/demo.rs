@@ -43,7 +43,11 @@ pub(crate) fn run(check: bool) -> Result<()> {
     let running = pb_nats.run();
     let mut scene = Scene::default();
     scene.since(started, "pb-nats starts, and the users of PocketBase are let in", || {
-        poll(10 * AT_ONCE, || nats.accepts("cleo", "cleo-password").then_some(())).is_some()
+        let came_up = || {
+            let up = nats.accepts("cleo", "cleo-password").then_some(true);
+            up.or_else(|| running.ended(Duration::ZERO).map(|_| false))
+        };
+        poll(10 * AT_ONCE, came_up) == Some(true)
     });
     scene.verdict(&running)?;
 

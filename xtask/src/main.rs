@@ -1,6 +1,10 @@
 //! What people and CI run in this repository: `cargo xtask`.
 
-#![allow(clippy::print_stdout, reason = "talking to people is what this program is for")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "talking to people is what this program is for"
+)]
 #![allow(clippy::disallowed_methods, reason = "it has no runtime to block and no file to tear")]
 
 mod bench;
@@ -9,6 +13,8 @@ mod demo;
 #[path = "../../tests/it/support.rs"]
 mod support;
 mod tools;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -57,8 +63,19 @@ enum Bench {
     },
 }
 
-fn main() -> Result<()> {
-    match Task::parse() {
+fn main() -> ExitCode {
+    let Err(error) = run(Task::parse()) else {
+        return ExitCode::SUCCESS;
+    };
+    eprintln!("error: {error}");
+    for cause in error.chain().skip(1) {
+        eprintln!("cause: {cause}");
+    }
+    ExitCode::FAILURE
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
         Task::Demo { check } => demo::run(check),
         Task::Test { arguments } => cargo::test(&arguments),
         Task::Ci => cargo::ci(),
