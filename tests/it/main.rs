@@ -4,6 +4,7 @@
 
 mod harness;
 mod support;
+mod tidy;
 
 /// The program under test.
 #[expect(dead_code, reason = "there is no test of it yet")]
