@@ -85,7 +85,8 @@ fn room(name: &str) -> Vec<PathBuf> {
 
 /// A file without its tests and without comments.
 fn code(file: &Path) -> String {
-    let text = fs::read_to_string(file).unwrap_or_else(|error| panic!("{file:?}: {error}"));
+    let text =
+        fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let code = text.split("#[cfg(test)]").next().unwrap_or_default();
     code.lines().filter(|it| !it.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
