@@ -39,7 +39,7 @@ impl Setting {
 /// A page of all settings in Markdown: key, default, environment variable and meaning.
 pub fn reference() -> String {
     let mut page = String::from(
-        "<!-- Made from dist/pb-nats.toml; `UPDATE_DOCS=1 cargo test --test it settings` writes it. -->\n\n\
+        "<!-- Made from dist/pb-nats.toml; `cargo xtask docs` writes it. -->\n\n\
          # Settings\n\n\
          pb-nats reads the file given with `--config`; without it `./pb-nats.toml`, then \
          `/etc/pb-nats/pb-nats.toml`. A commented file with all defaults to start from is \

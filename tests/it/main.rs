@@ -6,6 +6,7 @@ mod harness;
 mod middlebox;
 mod source;
 mod support;
+mod tidy;
 
 /// The program under test.
 #[expect(dead_code, reason = "there is no test of it yet")]

@@ -194,7 +194,7 @@ impl Nats {
     /// Makes the server load its config. An error: it refuses, and says why.
     pub(crate) fn reload(&self) -> Result<(), String> {
         let before = self.log().len();
-        self.process.as_ref().expect("the server runs").signal(Signal::HUP);
+        self.signal(Signal::HUP);
         eventually("nats-server reloads", || {
             let log = self.log();
             log[before..].lines().find_map(|line| {
@@ -205,6 +205,10 @@ impl Nats {
                 Some(Err(why.to_owned()))
             })
         })
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.as_ref().expect("the server runs").signal(signal);
     }
 
     /// What `nats-server -t` says to the main config. An error: that it is not acceptable.

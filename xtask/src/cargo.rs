@@ -1,0 +1,110 @@
+//! What cargo does for us.
+
+use std::{
+    env,
+    ffi::OsString,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::tools;
+
+/// Runs all tests, doc tests included.
+pub(crate) fn test(arguments: &[String]) -> Result<()> {
+    let tools = tools::install()?;
+    let mut command = cargo();
+    command.args(["test", "--workspace"]).args(arguments);
+    for (variable, program) in
+        [("NATS_SERVER_BIN", "nats-server"), ("POCKETBASE_BIN", "pocketbase")]
+    {
+        if env::var_os(variable).is_none() {
+            command.env(variable, tools.join(program));
+        }
+    }
+    run(&mut command)
+}
+
+/// Everything a change has to pass.
+pub(crate) fn ci() -> Result<()> {
+    step("formatting", cargo().args(["fmt", "--all", "--check"]))?;
+    step(
+        "lints",
+        cargo().args(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
+    )?;
+    step("tests, generated docs among them", cargo().args(["xtask", "test"]))?;
+    step(
+        "documentation",
+        cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+    step("demo", cargo().args(["xtask", "demo", "--check"]))
+}
+
+/// Writes the generated pages, or says whether they are up to date. A test knows which they are.
+pub(crate) fn docs(check: bool) -> Result<()> {
+    let mut command = cargo();
+    command.args(["test", "--quiet", "--package", "pb-nats", "--test", "it", "generated_pages"]);
+    if !check {
+        command.env("UPDATE_DOCS", "1");
+    }
+    run(&mut command)
+}
+
+/// How a program is built.
+#[derive(Clone, Copy)]
+pub(crate) enum Profile {
+    Dev,
+    Release,
+}
+
+/// Builds pb-nats and returns where it is.
+pub(crate) fn build(profile: Profile) -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["build", "--package", "pb-nats", "--bin", "pb-nats"]);
+    command.arg("--message-format=json-render-diagnostics");
+    match profile {
+        Profile::Dev => (),
+        Profile::Release => {
+            command.arg("--release");
+        }
+    }
+    let said = command.stderr(Stdio::inherit()).output().context("cargo does not start")?;
+    ensure!(said.status.success(), "pb-nats does not build");
+    String::from_utf8_lossy(&said.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find_map(|it| it["executable"].as_str().map(PathBuf::from))
+        .context("cargo built no program")
+}
+
+fn step(name: &str, command: &mut Command) -> Result<()> {
+    println!("\n── {name}");
+    let start = Instant::now();
+    run(command).with_context(|| format!("failed: {name}"))?;
+    println!("── {name}: ok, {:.1} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().context("cargo does not start")?;
+    let words: Vec<_> = command.get_args().map(|it| it.to_string_lossy()).collect();
+    ensure!(status.success(), "cargo {}: {status}", words.join(" "));
+    Ok(())
+}
+
+/// Cargo, in the repository, as whoever called us has set it up.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    // What describes the build of xtask would make cargo build other things anew.
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
