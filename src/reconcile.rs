@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::time;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, field, info, warn};
 
 use crate::{
     apply::{Adopt, Applied, ApplyError, AuthFile, Current, MainConfig, Placement},
@@ -328,7 +328,7 @@ fn tell(changes: &Changes, applied: &Applied, servers: &[Outcome], took: Duratio
         debug!("nothing to do");
         return;
     }
-    let changes = applied.changed.then(|| changes.to_string());
+    let changes = applied.changed.then(|| field::display(changes));
     let unverified = servers.iter().find_map(|it| match &it.state {
         State::Unverified { why } => Some(*why),
         State::InStep { .. } | State::NotInStep { .. } => None,

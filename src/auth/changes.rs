@@ -137,16 +137,17 @@ impl Changes {
 impl fmt::Display for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut between = "";
-        for (what, names) in [
-            ("users added", &self.users_added),
-            ("users changed", &self.users_changed),
-            ("users removed", &self.users_removed),
-            ("roles added", &self.roles_added),
-            ("roles changed", &self.roles_changed),
-            ("roles removed", &self.roles_removed),
+        for (what, came, names) in [
+            ("user", "added", &self.users_added),
+            ("user", "changed", &self.users_changed),
+            ("user", "removed", &self.users_removed),
+            ("role", "added", &self.roles_added),
+            ("role", "changed", &self.roles_changed),
+            ("role", "removed", &self.roles_removed),
         ] {
             if !names.is_empty() {
-                write!(f, "{between}{} {what} ({})", names.len(), few(names))?;
+                let (count, plural) = (names.len(), if names.len() == 1 { "" } else { "s" });
+                write!(f, "{between}{count} {what}{plural} {came} ({})", few(names))?;
                 between = ", ";
             }
         }

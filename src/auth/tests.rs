@@ -438,9 +438,9 @@ fn changes_are_of_meaning() {
     assert!(renamed.is_empty(), "the rights are the same: {renamed}");
     let wider =
         Changes::between(&old, &desired(vec![ann(json!(["r"]))], vec![clerk("clerk", "b")]));
-    assert_eq!(wider.to_string(), "1 roles changed (\"CLERK\")");
+    assert_eq!(wider.to_string(), "1 role changed (\"CLERK\")");
     let without = Changes::between(&old, &desired(vec![ann(json!([]))], vec![clerk("clerk", "a")]));
-    assert_eq!(without.to_string(), "1 users changed (\"ann\"), 1 roles removed (\"CLERK\")");
+    assert_eq!(without.to_string(), "1 user changed (\"ann\"), 1 role removed (\"CLERK\")");
     let gone = Changes::between(&old, &desired(vec![], vec![]));
     assert_eq!(gone.users_removed, ["ann"]);
 }

@@ -4,10 +4,11 @@
 
 mod harness;
 mod middlebox;
+mod permissions;
+mod reconcile;
 mod source;
 mod support;
 mod tidy;
 
 /// The program under test.
-#[expect(dead_code, reason = "there is no test of it yet")]
 const PB_NATS: &str = env!("CARGO_BIN_EXE_pb-nats");
