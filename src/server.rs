@@ -103,6 +103,7 @@ impl fmt::Display for Outcome {
                     Proof::Digest => "the digest of its config",
                     Proof::Stamp => "the stamp in its config",
                     Proof::LoadTime => "the time it loaded its config",
+                    Proof::Earlier => "an earlier proof of the same config",
                 };
                 write!(f, ": in step, shown by {proof}")?;
                 if let Some(took) = self.took {
@@ -125,6 +126,8 @@ pub enum Proof {
     Stamp,
     /// It loaded its config after the file was replaced, and after the order to reload.
     LoadTime,
+    /// It runs the config that was proven before, by another process of ours.
+    Earlier,
 }
 
 /// What is remembered of a server from one look to the next.
@@ -177,6 +180,16 @@ impl Servers {
     pub async fn running(&mut self) -> Vec<Result<Running, ServerError>> {
         let answers = self.look(LOOK, Breadth::Everyone).await;
         answers.into_iter().map(|answer| answer.running).collect()
+    }
+
+    /// What each server that is proven to run the file says of its config.
+    pub fn proven(&self) -> BTreeSet<String> {
+        self.known.iter().filter_map(|it| it.proven.as_ref()).map(Proven::mark).collect()
+    }
+
+    /// Takes back every proof: the config that was proven does not take its users from the file.
+    pub fn forget(&mut self) {
+        self.known.iter_mut().for_each(|it| it.proven = None);
     }
 
     /// Which servers run the file now. None is told to reload.
@@ -448,20 +461,46 @@ impl Wanted<'_> {
             return (running.stamp.as_ref() == Some(stamp)).then(|| proven(Proof::Stamp, note));
         }
         let Some(before) = &known.proven else {
+            if self.file.proven.contains(&running.mark()) {
+                return Some(proven(Proof::Earlier, note));
+            }
             // A reload that began before the file was replaced may end after it, and may take a
             // minute: the load time moves though the former file was read. The digest would not.
             let former = known.former.is_some() && known.former == running.config_digest;
             let again = self.ordered.is_some() && !self.file.changed;
             let since = self.ordered.map_or(self.file.written, |it| it.max(self.file.written));
-            let doubtful = former && !again || differs && known.comparable;
-            let loaded = running.loaded > since && !doubtful;
-            return loaded.then(|| proven(Proof::LoadTime, note));
+            let loaded = running.loaded > since && !(former && !again);
+            // Unless we just ordered it, nobody knows whether the config that was loaded then
+            // included the file. If the main config is another by now, it may not have.
+            let another = differs || self.file.main_changed.is_some_and(|it| it > running.loaded);
+            let doubt = if self.ordered.is_some() { differs && known.comparable } else { another };
+            return (loaded && !doubt).then(|| proven(Proof::LoadTime, note));
         };
         // Every reload since then has read the same file.
         let same = before.config_load_time == running.config_load_time
             || running.config_digest.is_some() && before.config_digest == running.config_digest;
         Some(proven(if same { before.proof } else { Proof::LoadTime }, note))
     }
+}
+
+impl Proven {
+    /// As [`Running::mark`].
+    fn mark(&self) -> String {
+        mark(self.config_digest.as_deref(), self.config_load_time)
+    }
+}
+
+impl Running {
+    /// What stays the same as long as the server runs the same config; before 2.11, until it loads
+    /// any.
+    fn mark(&self) -> String {
+        mark(self.config_digest.as_deref(), self.config_load_time)
+    }
+}
+
+fn mark(digest: Option<&str>, loaded: SystemTime) -> String {
+    let since = || loaded.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    digest.map_or_else(|| format!("loaded:{}", since().as_nanos()), str::to_owned)
 }
 
 impl Known {
