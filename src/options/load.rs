@@ -146,9 +146,7 @@ impl Options {
         let program = Some(&mut nats.server_binary).filter(|it| it.components().count() > 1);
         let paths = paths.into_iter().chain(optional.into_iter().flatten());
         for path in paths.chain(&mut nats.pid_file).chain(program) {
-            if !path.as_os_str().is_empty() {
-                *path = folder.join(&path);
-            }
+            *path = folder.join(&path);
         }
         folder.clone_into(&mut self.folder);
     }
@@ -193,7 +191,6 @@ fn deserialize(document: DeTable<'_>) -> Result<Options, toml::de::Error> {
 }
 
 fn from_text<'t>(text: &'t str, source: &str) -> Result<Vec<Given<'t>>, OptionsError> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let place = |span: Range<usize>| Place::in_text(source, text, span.start);
     let document = DeTable::parse(text).map_err(|error| OptionsError::Syntax {
         place: place(error.span().unwrap_or_default()),
