@@ -28,6 +28,7 @@ const TAKEN: &[&str] = &[
     "AUTH_CALLOUT",
     "AUTH_HOOK",
     "AUTH_USERS",
+    "DEFAULT_PERMISSION",
     "DEFAULT_PERMISSIONS",
     "DEFAULT_SENTINEL",
     "FALSE",
