@@ -229,7 +229,8 @@ fn unambiguous<'a>(
             about_name(Problem::NameCase, Effect::Kept);
         }
         let nkey = record.nkey.as_str();
-        if !nkey.is_empty() && nkeys[nkey] > 1 {
+        // Anything else is left out later, and not shown.
+        if is_public_nkey(nkey) && nkeys[nkey] > 1 {
             finding("nkey", nkey, Problem::NkeyTwice, Effect::LeftOut);
             return false;
         }
@@ -261,7 +262,8 @@ fn judge(
             return None;
         }
         Err(problem) => {
-            left_out("nkey", &quoted(&record.nkey), problem);
+            // It may well be the private key.
+            left_out("nkey", "", problem);
             return None;
         }
     };

@@ -257,9 +257,13 @@ fn only_bcrypt_hashes_become_passwords() {
     ] {
         assert!(!ok(bad), "{bad}");
     }
-    let shown =
-        users_of(vec![user("u", json!({"username": "ann", "password": "open sesame"}))], vec![]);
-    assert!(!shown.contains("sesame"), "nor is what may be a password shown: {shown}");
+    for secret in [json!({"password": "open sesame"}), json!({"nkey": "SUAopensesame"})] {
+        let mut record = json!({"username": "ann"});
+        record.as_object_mut().unwrap().extend(secret.as_object().unwrap().clone());
+        let twin = json!({"username": "bob", "nkey": record["nkey"]});
+        let shown = users_of(vec![user("u", record), user("v", twin)], vec![]);
+        assert!(!shown.contains("sesame"), "nor is what may be a secret shown: {shown}");
+    }
 }
 
 #[test]
