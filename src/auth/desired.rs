@@ -63,6 +63,16 @@ pub enum Grant {
     Own(Box<Rules>),
 }
 
+impl Grant {
+    /// The role, if it is one as it is.
+    pub(super) fn role(&self) -> Option<&Arc<str>> {
+        match self {
+            Grant::Role(name) => Some(name),
+            Grant::Defaults | Grant::Own(_) => None,
+        }
+    }
+}
+
 /// What may be published, subscribed to and answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
@@ -695,13 +705,8 @@ fn identifiers(
     roles: &[RoleRecord],
     users: &BTreeMap<String, User>,
 ) -> HashMap<Arc<str>, Arc<str>> {
-    let used: BTreeSet<&str> = users
-        .values()
-        .filter_map(|it| match &it.grant {
-            Grant::Role(id) => Some(&**id),
-            Grant::Defaults | Grant::Own(_) => None,
-        })
-        .collect();
+    let used: BTreeSet<&str> =
+        users.values().filter_map(|it| it.grant.role().map(|id| &**id)).collect();
     let mut used: Vec<&RoleRecord> = roles.iter().filter(|it| used.contains(&*it.id)).collect();
     used.sort_by_key(|it| (&it.name, &it.id));
     let mut taken = BTreeSet::new();

@@ -417,6 +417,18 @@ fn a_file_that_is_not_just_what_we_write_is_not_taken_for_it() {
     ] {
         assert!(matches!(parse(&edited), Found::Torn(_)), "{edited}");
     }
+    let locked = rendered(vec![], vec![]);
+    let nobody = locked.lines().filter(|it| !it.contains("pb-nats-locked\","));
+    let role = "FOO = {\npublish = \">\"\nsubscribe = \">\"\n}\n";
+    for open in [
+        nobody.map(|it| format!("{it}\n")).collect(),
+        locked.replace("{deny: \">\"}, subscribe", "\">\", subscribe"),
+        whole.replace("default_permissions", "FOO"),
+        whole.replace("  # Users", role),
+        whole.replace("  # Users", &role.replace("FOO", "permissions")),
+    ] {
+        assert!(matches!(parse(&open), Found::Torn(_)), "it may let in more than it says: {open}");
+    }
     assert_eq!(parse(" \n"), Found::Empty);
     assert_eq!(parse("authorization {}"), Found::Foreign);
     assert_eq!(parse(&whole.replace("# format: 1", "# format: 2")), Found::Newer(2));
