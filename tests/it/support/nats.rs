@@ -251,11 +251,13 @@ impl Nats {
 
     /// Asks the server whether it lets this client in.
     pub(crate) fn lets_in(&self, login: Login<'_>) -> bool {
-        match self.connect(login) {
-            Ok(_) => true,
-            Err(why) if why == "Authorization Violation" => false,
+        eventually("the server lets in or refuses", || match self.connect(login) {
+            Ok(_) => Some(true),
+            Err(why) if why == "Authorization Violation" => Some(false),
+            // A reload closes who comes in while it removes them, and does not say why.
+            Err(why) if why == "the server closed the connection" => None,
             Err(why) => panic!("the server neither lets in nor refuses: {why}"),
-        }
+        })
     }
 
     /// Reads a page of the monitor.
