@@ -681,14 +681,20 @@ impl Answer {
         }
     }
 
+    /// Whether nothing in it may be a record's. Records have hashes.
+    fn may_be_shown(&self) -> bool {
+        self.status != StatusCode::OK || !self.body.trim_ascii_start().starts_with(b"{")
+    }
+
     fn not_pocketbase(&self) -> SourceError {
-        let answer = excerpt(&String::from_utf8_lossy(&self.body));
+        let text = if self.may_be_shown() { &*self.body } else { "…".as_bytes() };
+        let answer = excerpt(&String::from_utf8_lossy(text));
         SourceError::NotPocketBase { request: self.request.clone(), answer }
     }
 
     /// What stands in front of PocketBase may repeat what we sent, and errors are printed.
     fn hide(&mut self, secret: &str) {
-        if self.status != StatusCode::OK && !secret.is_empty() {
+        if self.may_be_shown() && !secret.is_empty() {
             self.body = String::from_utf8_lossy(&self.body).replace(secret, "…").into_bytes();
         }
     }

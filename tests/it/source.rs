@@ -716,13 +716,21 @@ fn failures_on_the_way_are_told_and_pass() {
     let long = format!("502 Bad\n<html>\n{}", "<p>sorry\n".repeat(500));
     let status = |error: &SourceError, it| matches!(error, SourceError::Status { status, .. } if *status == it);
     type Expected<'a> = &'a dyn Fn(&SourceError) -> bool;
-    let cases: [(&'static str, Expected<'_>); 9] = [
+    let cases: [(&'static str, Expected<'_>); 11] = [
         ("500 Oops\n{\"status\":500,\"message\":\"Something went wrong.\"}", &|it| status(it, 500)),
         ("429 Many\n{\"status\":429,\"message\":\"Too many requests.\"}", &|it| status(it, 429)),
         ("403 No\n<html>a proxy's page</html>", &|it| status(it, 403)),
         (Box::leak(long.into_boxed_str()), &|it| status(it, 502)),
         ("200 OK\n<html>hello</html>", &|it| matches!(it, SourceError::NotPocketBase { .. })),
         ("200 OK\n{\"items\":[]}", &|it| matches!(it, SourceError::NotPocketBase { .. })),
+        ("200 OK\n{\"items\":[{\"password\":\"t0ps3cret\"", &|it| {
+            matches!(it, SourceError::NotPocketBase { .. }) && !it.to_string().contains("t0p")
+        }),
+        (
+            // Not even if it is repeated in a page.
+            Box::leak(format!("200 OK\n<html>{}", pb.token()).into_boxed_str()),
+            &|it| matches!(it, SourceError::NotPocketBase { answer, .. } if answer == "<html>…"),
+        ),
         ("hang", &|it| matches!(it, SourceError::Slow { .. })),
         ("cut", &|it| matches!(it, SourceError::Unreachable { .. })),
         (
