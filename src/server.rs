@@ -40,6 +40,8 @@ pub struct Servers {
     reload: Reload,
     timeout: Duration,
     known: Vec<Known>,
+    /// The hash of the file that was last looked at.
+    file: String,
     /// Whether an order to reload was taken since the file was last replaced.
     ordered: bool,
 }
@@ -172,6 +174,7 @@ impl Servers {
             reload: Reload::new(options, folder)?,
             timeout: options.reload_timeout,
             known: Vec::new(),
+            file: String::new(),
             ordered: false,
         })
     }
@@ -197,6 +200,7 @@ impl Servers {
         let answers = self.look(LOOK, Breadth::Everyone).await;
         let digest = digest(file, self.timeout).await;
         let wanted = Wanted { file, digest, ordered: None };
+        self.turn_to(file);
         self.judge(&answers, &wanted);
         self.outcomes(answers, &wanted, &[], &BTreeMap::new())
     }
@@ -228,9 +232,11 @@ impl Servers {
         if file.changed {
             answers = self.look(GLANCE, Breadth::Everyone).await;
             self.file_was_replaced(&answers);
+            self.turn_to(file);
         } else {
             answers = self.look(LOOK, Breadth::Everyone).await;
             wanted.digest = digest(file, self.timeout).await;
+            self.turn_to(file);
             self.judge(&answers, &wanted);
         }
 
@@ -332,6 +338,15 @@ impl Servers {
                 (None, Some(proven)) => proven.config_digest,
                 (None, None) => known.former.take(),
             };
+        }
+    }
+
+    /// Forgets what was proven of another file. Another process may have replaced it.
+    fn turn_to(&mut self, file: &Applied) {
+        if self.file != file.hash {
+            self.file.clone_from(&file.hash);
+            self.forget();
+            self.ordered = false;
         }
     }
 
