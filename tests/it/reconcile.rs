@@ -234,6 +234,21 @@ fn a_file_that_another_process_wrote_has_to_be_proven_anew() {
     assert!(nats.accepts("bob", PASSWORD));
 }
 
+/// Else it would write what another pass has since found out to be wrong.
+#[test]
+fn a_pass_reads_the_records_when_no_other_is_under_way() {
+    let (mut pb, nats, pb_nats, _) = town();
+    let other = fs::File::create(nats.dir().join(".auth.conf.lock")).unwrap();
+    other.lock().unwrap();
+    pb.stop();
+    let once = pb_nats.run_with(&["once"]);
+    assert!(once.ended(Duration::from_secs(1)).is_none(), "{:?}", once.lines());
+    pb.resume();
+    other.unlock().unwrap();
+    once.wait_for(|it| it.contains("1 user added"));
+    assert!(nats.accepts("ann", PASSWORD));
+}
+
 #[test]
 fn hangup_reads_the_settings_again_and_bad_ones_change_nothing() {
     let (pb, nats, mut pb_nats, _) = town();
