@@ -176,13 +176,13 @@ impl<S: Source> Reconciler<S> {
         let current = self.file.read(consent.adopt)?; // refuses a file that we did not write
         let main_config = self.file.main_config()?;
         let snapshot = self.source.snapshot().await?;
-        let plan = self.decide(&snapshot, &current, main_config.as_ref());
+        let mut plan = self.decide(&snapshot, &current, main_config.as_ref());
         self.note(&plan.findings);
 
-        let write = plan.write && self.wanted(&snapshot);
-        if write && !consent.removals {
-            plan.changes.check(self.limits, &snapshot)?;
-        }
+        let wanted = plan.write && (current.desired.is_none() || self.wanted(&snapshot));
+        // What is held back keeps no server from the file as it is.
+        let refused = plan.refused.take().filter(|_| wanted && !consent.removals);
+        let write = wanted && refused.is_none();
         let applied = if write {
             let stamped = self.stamped(main_config.as_ref()).await;
             self.file.replace(&plan.desired, &current.text, stamped).await?
@@ -204,6 +204,9 @@ impl<S: Source> Reconciler<S> {
             return Err(ReconcileError::Servers(servers));
         }
         tell(&plan.changes, &applied, &servers, begun.elapsed());
+        if let Some(refused) = refused {
+            return Err(refused.into());
+        }
         let changes = write.then_some(plan.changes);
         Ok(Converged { changes, users: plan.desired.users.len(), servers })
     }
