@@ -13,7 +13,7 @@ use anyhow::Context;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use pb_nats::{
     Options, PocketBase, Reconciler,
-    apply::{Adopt, ApplyError},
+    apply::{Adopt, ApplyError, Placement},
     auth::Finding,
     check::Verdict,
     options::OptionsError,
@@ -210,8 +210,9 @@ async fn plan(cli: &Cli, arguments: &Plan) -> anyhow::Result<ExitCode> {
     let (mut reconciler, _) = open(cli)?;
     let plan = reconciler.plan(Adopt::No).await?;
     tell_findings(&plan.findings);
-    let pending =
-        plan.write || plan.servers.iter().any(|it| matches!(it.state, State::NotInStep { .. }));
+    let pending = plan.write
+        || plan.misplaced.is_some()
+        || plan.servers.iter().any(|it| matches!(it.state, State::NotInStep { .. }));
     if arguments.json {
         let servers = plan.servers.iter().map(|it| {
             json!({
@@ -225,6 +226,7 @@ async fn plan(cli: &Cli, arguments: &Plan) -> anyhow::Result<ExitCode> {
             "pending": pending,
             "write": plan.write,
             "held_back": plan.refused.as_ref().map(ToString::to_string),
+            "misplaced": plan.misplaced.as_ref().map(ToString::to_string),
             "changes": plan.changes,
             "users": plan.desired.users.len(),
             "roles": plan.desired.roles.len(),
@@ -268,6 +270,9 @@ fn diff(plan: &pb_nats::reconcile::Plan) -> String {
     }
     if let Some(refused) = &plan.refused {
         let _ = writeln!(text, "held back: {refused}\n{}", refused.hint());
+    }
+    if let Some(misplaced) = &plan.misplaced {
+        let _ = writeln!(text, "{misplaced}\n{}", Placement::HINT);
     }
     for server in &plan.servers {
         let _ = writeln!(text, "{server}");

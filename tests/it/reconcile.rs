@@ -272,6 +272,17 @@ fn a_failed_reload_is_retried_while_a_removal_is_held_back() {
 }
 
 #[test]
+fn a_plan_names_a_main_config_that_does_not_use_the_file() {
+    let (_pb, nats, pb_nats, _) = town();
+    pb_nats.once().success();
+    let good = fs::read_to_string(nats.config_file()).unwrap();
+    write(nats.config_file(), &good.replace("include \"auth.conf\"", ""));
+    nats.reload().unwrap();
+    let plan = pb_nats.command(&["plan"]);
+    assert!(!plan.stdout.contains("in step, shown"), "{plan:?}");
+}
+
+#[test]
 fn hangup_reads_the_settings_again_and_bad_ones_change_nothing() {
     let (pb, nats, mut pb_nats, _) = town();
     pb.user("bob", PASSWORD, "");
