@@ -4,6 +4,7 @@ use std::{
     env,
     fmt::Write as _,
     io::{self, IsTerminal, Read, Write},
+    mem,
     path::PathBuf,
     pin::pin,
     process::ExitCode,
@@ -152,6 +153,7 @@ async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     let mut hangups = hangups()?;
     let mut shutdown = pin!(shutdown()?);
     let (mut reconciler, options) = open(cli)?;
+    let mut former = None;
     let (version, file) = (env!("CARGO_PKG_VERSION"), options.auth_file.path.display());
     info!(version, %file, "pb-nats keeps NATS in step with PocketBase");
     notify(&[NotifyState::Ready]);
@@ -161,28 +163,44 @@ async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
             loop {
                 tokio::select! {
                     () = &mut shutdown => return,
-                    _ = hangups.recv() => match open(cli) {
-                        Ok((reconciler, _)) => {
+                    _ = hangups.recv() => match reopen(cli) {
+                        Ok(reconciler) => {
                             next = Some(reconciler);
                             return;
                         }
-                        Err(error) => {
-                            let (error, hint) = (format!("{error:#}"), hint(&error));
-                            error!(error, hint, "the settings as they are now cannot be used; \
-                                the former ones stay");
-                        }
+                        Err(error) => keep_settings(&error),
                     }
                 }
             }
         };
-        reconciler.run(stop).await?;
+        match (reconciler.run(stop).await, former.take()) {
+            (Ok(()), _) => (),
+            (Err(error), None) => return Err(error.into()),
+            (Err(error), Some(former)) => {
+                keep_settings(&error.into());
+                reconciler = former;
+                continue;
+            }
+        }
         let Some(next) = next else { break };
-        reconciler = next;
+        former = Some(mem::replace(&mut reconciler, next));
         info!("the settings were read again");
     }
     notify(&[NotifyState::Stopping]);
     info!("stopped; what is in force stays in force");
     Ok(ExitCode::SUCCESS)
+}
+
+/// The settings as they are now, put in force at once.
+fn reopen(cli: &Cli) -> anyhow::Result<Reconciler<PocketBase>> {
+    let mut options = options(cli)?;
+    options.auth_file.generate_initial = true;
+    reconciler(&options)
+}
+
+fn keep_settings(error: &anyhow::Error) {
+    let (hint, error) = (hint(error), format!("{error:#}"));
+    error!(error, hint, "the settings as they are now cannot be used; the former ones stay");
 }
 
 async fn once(cli: &Cli, arguments: &Once) -> anyhow::Result<ExitCode> {
@@ -307,8 +325,11 @@ async fn check(cli: &Cli, arguments: &Check) -> anyhow::Result<ExitCode> {
 /// The reconciler that the settings amount to.
 fn open(cli: &Cli) -> anyhow::Result<(Reconciler<PocketBase>, Options)> {
     let options = options(cli)?;
-    let source = PocketBase::open(&options.pocketbase)?;
-    Ok((Reconciler::new(source, &options)?, options))
+    Ok((reconciler(&options)?, options))
+}
+
+fn reconciler(options: &Options) -> anyhow::Result<Reconciler<PocketBase>> {
+    Ok(Reconciler::new(PocketBase::open(&options.pocketbase)?, options)?)
 }
 
 fn tell_findings(findings: &[Finding]) {

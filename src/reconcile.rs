@@ -147,7 +147,7 @@ impl<S: Source> Reconciler<S> {
         if !self.pace.initial {
             tokio::select! {
                 () = &mut shutdown => return Ok(()),
-                () = self.first_change() => (),
+                () = self.first_change() => self.pace.initial = true,
             }
         }
         let mut backoff = Backoff::default();

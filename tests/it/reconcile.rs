@@ -283,6 +283,45 @@ fn a_plan_names_a_main_config_that_does_not_use_the_file() {
 }
 
 #[test]
+fn hangup_with_an_auth_file_in_no_folder_changes_nothing() {
+    let (pb, nats, mut pb_nats, _) = town();
+    let running = pb_nats.run();
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+    let good = nats.auth_file().display().to_string();
+    pb_nats.set("auth_file.path", nats.dir().join("missing/auth.conf").display().to_string());
+    running.signal(Signal::HUP);
+    running.wait_for(|it| it.contains("missing/"));
+    pb_nats.set("auth_file.path", good);
+    running.signal(Signal::HUP);
+    pb.user("bob", PASSWORD, "");
+    eventually("bob is let in", || nats.accepts("bob", PASSWORD).then_some(()));
+    assert!(running.terminate().success());
+}
+
+/// The settings are read again, but the program does not begin again.
+#[test]
+fn hangup_does_not_make_a_failed_pass_wait_for_a_change() {
+    let (pb, nats, mut pb_nats, clerk) = town();
+    pb_nats.once().success();
+    pb_nats.set("auth_file.generate_initial", false);
+    pb_nats.set("sync.debounce", "10ms");
+    let pid = fs::read_to_string(nats.pid_file()).unwrap();
+    write(nats.pid_file(), "nobody");
+    let running = pb_nats.run_with(&["-v", "run"]);
+    running.wait_for(|it| it.contains("keeps NATS in step"));
+    eventually("the change is seen", || {
+        pb.update("nats_users", &clerk.ann, &json!({"active": false}));
+        pb.update("nats_users", &clerk.ann, &json!({"active": true}));
+        pb.update("nats_users", &clerk.ann, &json!({"active": false}));
+        running.lines().iter().any(|it| it.contains("cannot read a process id")).then_some(())
+    });
+    running.signal(Signal::HUP);
+    running.wait_for(|it| it.contains("the settings were read again"));
+    write(nats.pid_file(), &pid);
+    eventually("ann is out", || (!nats.accepts("ann", PASSWORD)).then_some(()));
+}
+
+#[test]
 fn hangup_reads_the_settings_again_and_bad_ones_change_nothing() {
     let (pb, nats, mut pb_nats, _) = town();
     pb.user("bob", PASSWORD, "");
