@@ -469,7 +469,7 @@ impl Wanted<'_> {
             let former = known.former.is_some() && known.former == running.config_digest;
             let again = self.ordered.is_some() && !self.file.changed;
             let since = self.ordered.map_or(self.file.written, |it| it.max(self.file.written));
-            let loaded = running.loaded > since && !(former && !again);
+            let loaded = running.loaded > since && (again || !former);
             // Unless we just ordered it, nobody knows whether the config that was loaded then
             // included the file. If the main config is another by now, it may not have.
             let another = differs || self.file.main_changed.is_some_and(|it| it > running.loaded);

@@ -1,5 +1,7 @@
 //! The pure room's tables: records in, a file and findings out.
 
+#![expect(clippy::needless_pass_by_value, reason = "so that tables can be written with `json!`")]
+
 use std::{collections::BTreeMap, time::Duration};
 
 use insta::assert_snapshot;
