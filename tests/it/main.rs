@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod harness;
+mod server;
 mod support;
 
 /// The program under test.

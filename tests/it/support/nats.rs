@@ -172,6 +172,10 @@ impl Nats {
         self.process.as_ref().expect("the server runs").pid()
     }
 
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.as_ref().expect("the server runs").signal(signal);
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("nats://{}", self.address)
     }
@@ -194,7 +198,7 @@ impl Nats {
     /// Makes the server load its config. An error: it refuses, and says why.
     pub(crate) fn reload(&self) -> Result<(), String> {
         let before = self.log().len();
-        self.process.as_ref().expect("the server runs").signal(Signal::HUP);
+        self.signal(Signal::HUP);
         eventually("nats-server reloads", || {
             let log = self.log();
             log[before..].lines().find_map(|line| {
