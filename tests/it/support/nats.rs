@@ -172,6 +172,10 @@ impl Nats {
         self.process.as_ref().expect("the server runs").pid()
     }
 
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.as_ref().expect("the server runs").signal(signal);
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("nats://{}", self.address)
     }
