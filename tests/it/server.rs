@@ -12,7 +12,7 @@ use std::{
 };
 
 use pb_nats::{
-    apply::{Applied, AuthFile},
+    apply::{Adopt, Applied, AuthFile},
     auth::{Credential, Desired, Grant, PasswordHash, User},
     options::{NatsOptions, Options, Secret},
     server::{Outcome, Proof, Running, ServerError, Servers, State},
@@ -58,17 +58,30 @@ impl House {
 
     /// Makes the file let in exactly these users, each with the own name for a password.
     async fn write(&mut self, users: &[&str]) -> Applied {
-        self.file.replace(&letting_in(users), self.stamped).await.unwrap()
+        self.hold(&letting_in(users)).await
+    }
+
+    /// Makes the file say this.
+    async fn hold(&mut self, desired: &Desired) -> Applied {
+        let former = self.file.read(Adopt::No).unwrap().text;
+        self.file.replace(desired, &former, self.stamped).await.unwrap()
     }
 
     async fn changed(&mut self, users: &[&str]) -> Vec<Outcome> {
         let applied = self.write(users).await;
-        self.servers.converge(&applied).await
+        self.converge(&applied).await
     }
 
     async fn unchanged(&mut self) -> Vec<Outcome> {
-        let applied = self.file.as_it_is().await.unwrap();
-        self.servers.converge(&applied).await
+        let text = self.file.read(Adopt::No).unwrap().text;
+        let applied = self.file.as_it_is(&text).await.unwrap();
+        self.converge(&applied).await
+    }
+
+    async fn converge(&mut self, applied: &Applied) -> Vec<Outcome> {
+        let outcomes = self.servers.converge(applied).await;
+        self.file.remember(applied, &self.servers.proven());
+        outcomes
     }
 }
 
@@ -218,7 +231,7 @@ async fn a_reload_that_began_before_the_file_was_replaced_proves_nothing() {
     let busy = Credential::Password(PasswordHash(costly));
     let busy = User { credential: busy, grant: Grant::Defaults, connection_types: [].into() };
     desired.users.insert("busy".into(), busy);
-    let applied = house.file.replace(&desired, false).await.unwrap();
+    let applied = house.hold(&desired).await;
     house.servers.converge(&applied).await;
     let _clients: Vec<_> = (0..CLIENTS).map(|_| nats.client("busy", "busy")).collect();
 
@@ -227,7 +240,7 @@ async fn a_reload_that_began_before_the_file_was_replaced_proves_nothing() {
     nats.signal(Signal::HUP);
     eventually("it reads the file", || (!nats.log()[log..].is_empty()).then_some(()));
     desired.users.remove("ann");
-    let applied = house.file.replace(&desired, false).await.unwrap();
+    let applied = house.hold(&desired).await;
     assert_eq!(loaded(&nats), before, "the first reload was too fast for this test");
     let outcomes = house.servers.converge(&applied).await;
     assert_eq!(proof(&outcomes), Proof::LoadTime);
@@ -252,7 +265,9 @@ async fn every_server_of_a_cluster_is_reloaded_over_the_system_account() {
         assert_eq!(in_step(&outcomes).len(), 3, "{outcomes:#?}");
         assert!(nats.iter().all(|it| it.accepts("bob", "bob") && !it.accepts("ann", "ann")));
         let after: Vec<bool> = nats.iter().zip(before).map(|(it, was)| loaded(it) == was).collect();
-        assert_eq!(after, [false, true, false], "{version:?}");
+        // Where its digest is another than that of the config at hand, who loaded what by hand is
+        // not known.
+        assert_eq!(after, [false, version.is_some(), false], "{version:?}");
     }
 }
 
@@ -511,7 +526,7 @@ async fn an_edit_elsewhere_in_the_main_config_is_noted_and_not_loaded() {
     // Nor after a restart, when less is known.
     house.again(nats.dir(), |_| ());
     let outcomes = house.unchanged().await;
-    assert_eq!(proof(&outcomes), Proof::LoadTime);
+    assert_eq!(proof(&outcomes), Proof::Earlier);
     assert!(note(&outcomes).unwrap().contains("main config on disk differs"));
     assert_eq!(loaded(&nats), before);
 

@@ -211,10 +211,6 @@ impl Nats {
         })
     }
 
-    pub(crate) fn signal(&self, signal: Signal) {
-        self.process.as_ref().expect("the server runs").signal(signal);
-    }
-
     /// What `nats-server -t` says to the main config. An error: that it is not acceptable.
     pub(crate) fn judge(&self) -> Result<String, String> {
         let said = Command::new(&self.binary).arg("-t").arg("-c").arg(self.config_file()).output();
