@@ -3,7 +3,9 @@
 mod main_config;
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
+    fmt::Write as _,
     io::{self, Write as _},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
@@ -67,6 +69,11 @@ pub struct Applied {
     pub written: SystemTime,
     /// The value of `pb_nats` in the file's `server_metadata`, if the file has one.
     pub stamp: Option<String>,
+    /// When the main config, or what it includes, was last changed, if it is known.
+    pub main_changed: Option<SystemTime>,
+    /// What servers that were proven to run this very file said of their config.
+    pub proven: BTreeSet<String>,
+    hash: String,
     judge: Option<Judge>,
     main_config: Option<PathBuf>,
     digest: OnceCell<Result<Option<Digest>, String>>,
@@ -218,7 +225,7 @@ impl AuthFile {
     /// The file as it is, for servers that may not run it yet.
     pub async fn as_it_is(&mut self, text: &str) -> Result<Applied, ApplyError> {
         let judge = self.judge().await;
-        self.applied(false, stamp(text), judge)
+        self.applied(false, text, stamp(text), judge)
     }
 
     /// The version of the nats-server program that judges configs, if there is one.
@@ -243,8 +250,7 @@ impl AuthFile {
                 return Err(ApplyError::NotReadBack(None));
             }
         }
-        let hash = Sha256::digest(&text);
-        let hash: String = hash.iter().take(16).map(|it| format!("{it:02x}")).collect();
+        let hash = hash(&text);
         let now = jiff::Timestamp::now();
         let stamp = stamped.then_some(hash);
         let text = dated(&text, &format!("{now:.0}"), stamp.as_deref());
@@ -261,7 +267,7 @@ impl AuthFile {
             self.back_up(former);
         }
         self.write(&text)?;
-        self.applied(true, stamp, judge)
+        self.applied(true, &text, stamp, judge)
     }
 
     /// Puts the former file back if nats-server refuses the new one for its own sake.
@@ -340,18 +346,55 @@ impl AuthFile {
     fn applied(
         &self,
         changed: bool,
+        text: &str,
         stamp: Option<String>,
         judge: Option<Judge>,
     ) -> Result<Applied, ApplyError> {
         let written = fs::metadata(&self.path).and_then(|it| it.modified());
+        let hash = hash(text);
+        // Whoever cannot read it has to prove more again, and that is all.
+        let noted = fs::read_to_string(self.beside("proven")).unwrap_or_default();
+        let proven = noted.strip_prefix(&hash).map(|it| it.lines().skip(1).map(str::to_owned));
         Ok(Applied {
             changed,
             written: written.map_err(|err| self.io("read", err))?,
             stamp,
+            main_changed: self.main_config()?.map(|it| it.changed()),
+            proven: proven.map(Iterator::collect).unwrap_or_default(),
+            hash,
             judge,
             main_config: self.main_config.clone(),
             digest: OnceCell::new(),
         })
+    }
+
+    /// Notes what servers that were proven to run the file say of their config.
+    ///
+    /// With it a later process can tell an operator's edit elsewhere in the main config, which is
+    /// not ours to load, from a server that never ran this file.
+    pub fn remember(&self, applied: &Applied, proven: &BTreeSet<String>) {
+        if applied.proven == *proven {
+            return;
+        }
+        let marks = proven.iter().map(String::as_str);
+        let lines = [applied.hash.as_str()].into_iter().chain(marks).collect::<Vec<_>>().join("\n");
+        let path = self.beside("proven");
+        let noted = tempfile::Builder::new()
+            .prefix(".pb-nats-")
+            .tempfile_in(folder(&path))
+            .and_then(|mut staged| {
+                staged.write_all(lines.as_bytes())?;
+                staged.persist(&path).map_err(|it| it.error)
+            });
+        if let Err(err) = noted {
+            warn!(path = %path.display(), %err, "what was proven could not be noted");
+        }
+    }
+
+    /// The path of a file of ours beside the auth file; hidden, since people list folders.
+    fn beside(&self, extension: &str) -> PathBuf {
+        let name = self.path.file_name().unwrap_or(OsStr::new("auth.conf")).to_string_lossy();
+        self.path.with_file_name(format!(".{name}.{extension}"))
     }
 
     /// Replaces the file in one step, so that a server reading it sees the old or the new.
@@ -437,19 +480,14 @@ impl AuthFile {
     }
 
     fn try_lock(&self, extension: &str) -> Result<Lock, ApplyError> {
-        let mut name = self.path.file_name().unwrap_or_default().to_owned();
-        name.push(".");
-        name.push(extension);
-        // Hidden, since folders are listed and copied by people.
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        let path = self.path.with_file_name(hidden);
+        let path = self.beside(extension);
         let mut options = fs::OpenOptions::new();
-        let created =
+        let opened =
             options.read(true).write(true).create(true).truncate(false).mode(0o644).open(&path);
         // Another user's lock file can be locked all the same.
-        let file =
-            created.or_else(|_| fs::File::open(&path)).map_err(|err| self.io("locked", err))?;
+        let file = opened
+            .or_else(|err| fs::File::open(&path).map_err(|_| err))
+            .map_err(|err| self.io("locked", err))?;
         match file.file().try_lock() {
             Ok(()) => {
                 // Only for the message that somebody else may get.
@@ -598,6 +636,15 @@ async fn run(program: &Path, arguments: &[&OsStr]) -> io::Result<std::process::O
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
     time::timeout(CHECK_DEADLINE, command.output()).await?
+}
+
+/// Names the text, so that the same text is known again.
+fn hash(text: &str) -> String {
+    let mut hash = String::new();
+    for byte in &Sha256::digest(text)[..16] {
+        write!(hash, "{byte:02x}").expect("a String takes everything");
+    }
+    hash
 }
 
 /// The program, in `PATH` if it is a mere name.

@@ -293,7 +293,8 @@ async fn check(cli: &Cli, arguments: &Check) -> anyhow::Result<ExitCode> {
     if arguments.json {
         print(&format!("{:#}\n", json!(lines)))?;
     } else {
-        print(&lines.iter().map(|it| format!("{it}\n")).collect::<String>())?;
+        let lines: Vec<_> = lines.iter().map(ToString::to_string).collect();
+        print(&(lines.join("\n") + "\n"))?;
     }
     let failed = lines.iter().any(|it| it.verdict == Verdict::Wrong);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -372,20 +373,20 @@ fn print(text: &str) -> anyhow::Result<ExitCode> {
 }
 
 fn report(error: &anyhow::Error) {
-    let mut told = error.to_string();
-    let mut lines = format!("error: {told}\n");
+    // Should that fail, there is nowhere left to complain to.
+    let _ = writeln!(io::stderr(), "{}", told(error));
+}
+
+fn told(error: &anyhow::Error) -> String {
+    let mut lines = vec![format!("error: {error}")];
     for cause in error.chain().skip(1).map(ToString::to_string) {
         // Some errors already end with what their source says.
-        if !told.ends_with(&cause) {
-            lines += &format!("cause: {cause}\n");
+        if !lines.last().is_some_and(|it| it.ends_with(&cause)) {
+            lines.push(format!("cause: {cause}"));
         }
-        told = cause;
     }
-    if let Some(hint) = hint(error) {
-        lines += &format!("hint: {hint}\n");
-    }
-    // There is nowhere left to complain to.
-    let _ = io::stderr().write_all(lines.as_bytes());
+    lines.extend(hint(error).map(|it| format!("hint: {it}")));
+    lines.join("\n")
 }
 
 /// Something that is no failure, on stderr.
@@ -477,5 +478,22 @@ fn hangups() -> anyhow::Result<Signal> {
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         warn!(%error, "systemd was not told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_is_told_once_and_the_hint_comes_last() {
+        let usage = Usage { problem: "the cat sleeps".into(), hint: Some("wait".into()) };
+        let error = anyhow::Error::new(usage)
+            .context("no answer: the cat sleeps")
+            .context("it cannot be checked");
+        assert_eq!(
+            told(&error),
+            "error: it cannot be checked\ncause: no answer: the cat sleeps\nhint: wait"
+        );
     }
 }

@@ -194,7 +194,14 @@ impl<S: Source> Reconciler<S> {
 
         let servers = self.servers.converge(&applied).await;
         self.file.take_back(&applied, &current.text).await?;
-        in_force(&servers, main_config.as_ref())?;
+        if let Err(misplaced) = placed(main_config.as_ref()) {
+            self.servers.forget();
+            return Err(misplaced);
+        }
+        self.file.remember(&applied, &self.servers.proven());
+        if servers.iter().any(|it| matches!(it.state, State::NotInStep { .. })) {
+            return Err(ReconcileError::Servers(servers));
+        }
         tell(&plan.changes, &applied, &servers, begun.elapsed());
         let changes = write.then_some(plan.changes);
         Ok(Converged { changes, users: plan.desired.users.len(), servers })
@@ -309,17 +316,16 @@ async fn settled(source: &mut impl Source, pace: Pace) {
     }
 }
 
-/// Fails unless every server that can be asked runs the file, and takes its users from it.
-fn in_force(servers: &[Outcome], main_config: Option<&MainConfig>) -> Result<(), ReconcileError> {
+/// Fails unless nats-server takes its users from the auth file.
+fn placed(main_config: Option<&MainConfig>) -> Result<(), ReconcileError> {
     match main_config.map(MainConfig::placement) {
-        None | Some(Placement::InForce) => (),
-        Some(Placement::Unknown(why)) => debug!(%why, "the main config is not understood"),
-        Some(misplaced) => return Err(ReconcileError::Placement(misplaced)),
+        None | Some(Placement::InForce) => Ok(()),
+        Some(Placement::Unknown(why)) => {
+            debug!(%why, "the main config is not understood");
+            Ok(())
+        }
+        Some(misplaced) => Err(ReconcileError::Placement(misplaced)),
     }
-    if servers.iter().any(|it| matches!(it.state, State::NotInStep { .. })) {
-        return Err(ReconcileError::Servers(servers.to_vec()));
-    }
-    Ok(())
 }
 
 /// One line for each change of the file, or of what a server runs.

@@ -40,7 +40,9 @@ pub struct Servers {
     reload: Reload,
     timeout: Duration,
     known: Vec<Known>,
-    /// Whether an order to reload was taken since the file was last replaced.
+    /// When the file was replaced that all this is about.
+    written: Option<SystemTime>,
+    /// Whether an order to reload was taken since.
     ordered: bool,
 }
 
@@ -103,6 +105,7 @@ impl fmt::Display for Outcome {
                     Proof::Digest => "the digest of its config",
                     Proof::Stamp => "the stamp in its config",
                     Proof::LoadTime => "the time it loaded its config",
+                    Proof::Earlier => "an earlier proof of the same config",
                 };
                 write!(f, ": in step, shown by {proof}")?;
                 if let Some(took) = self.took {
@@ -125,6 +128,8 @@ pub enum Proof {
     Stamp,
     /// It loaded its config after the file was replaced, and after the order to reload.
     LoadTime,
+    /// It runs the config that was proven before, by another process of ours.
+    Earlier,
 }
 
 /// What is remembered of a server from one look to the next.
@@ -169,6 +174,7 @@ impl Servers {
             reload: Reload::new(options, folder)?,
             timeout: options.reload_timeout,
             known: Vec::new(),
+            written: None,
             ordered: false,
         })
     }
@@ -177,6 +183,16 @@ impl Servers {
     pub async fn running(&mut self) -> Vec<Result<Running, ServerError>> {
         let answers = self.look(LOOK, Breadth::Everyone).await;
         answers.into_iter().map(|answer| answer.running).collect()
+    }
+
+    /// What each server that is proven to run the file says of its config.
+    pub fn proven(&self) -> BTreeSet<String> {
+        self.known.iter().filter_map(|it| it.proven.as_ref()).map(Proven::mark).collect()
+    }
+
+    /// Takes back every proof: the config that was proven does not take its users from the file.
+    pub fn forget(&mut self) {
+        self.known.iter_mut().for_each(|it| it.proven = None);
     }
 
     /// Which servers run the file now. None is told to reload.
@@ -211,12 +227,12 @@ impl Servers {
     /// A server that already does is not disturbed, and one that is down keeps no other from it.
     pub async fn converge(&mut self, file: &Applied) -> Vec<Outcome> {
         let mut wanted = Wanted { file, digest: None, ordered: None };
-        let mut answers;
-        if file.changed {
-            answers = self.look(GLANCE, Breadth::Everyone).await;
-            self.file_was_replaced(&answers);
-        } else {
-            answers = self.look(LOOK, Breadth::Everyone).await;
+        let patience = if file.changed { GLANCE } else { LOOK };
+        let mut answers = self.look(patience, Breadth::Everyone).await;
+        if file.changed || self.written != Some(file.written) {
+            self.file_was_replaced(file, &answers);
+        }
+        if !file.changed {
             wanted.digest = digest(file, self.timeout).await;
             self.judge(&answers, &wanted);
         }
@@ -228,7 +244,8 @@ impl Servers {
             .collect();
         // Who cannot be asked is told once, since nobody knows what it runs.
         let silent = answers.is_empty() || answers.iter().any(|it| it.running.is_err());
-        if stale.is_empty() && (self.ordered || !silent) {
+        let untold = silent && !self.ordered && self.reload.reaches_the_silent();
+        if stale.is_empty() && !untold {
             return self.outcomes(answers, &wanted, &[], &BTreeMap::new());
         }
 
@@ -251,7 +268,7 @@ impl Servers {
         let mut pause = Duration::from_millis(1);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            answers = self.look(left.min(GLANCE), Breadth::Cluster).await;
+            answers = self.look(GLANCE, Breadth::Cluster).await;
             for id in self.judge(&answers, &wanted) {
                 took.insert(id, begun.elapsed());
             }
@@ -270,7 +287,7 @@ impl Servers {
 
     /// Asks every server, and notices which are new, restarted or missing.
     async fn look(&mut self, patience: Duration, breadth: Breadth) -> Vec<Answer> {
-        let mut answers = self.ask.everyone(patience.min(self.timeout), breadth).await;
+        let mut answers = self.ask.everyone(patience, breadth).await;
         let present: BTreeSet<String> = answers
             .iter()
             .filter_map(|it| it.running.as_ref().ok())
@@ -309,15 +326,16 @@ impl Servers {
     }
 
     /// Whatever was proven was proven of the former file.
-    fn file_was_replaced(&mut self, answers: &[Answer]) {
+    fn file_was_replaced(&mut self, file: &Applied, answers: &[Answer]) {
+        self.written = Some(file.written);
         self.ordered = false;
         for known in &mut self.known {
-            let running = answers.iter().filter_map(|it| it.running.as_ref().ok());
-            let digest = running.into_iter().find(|it| it.id == known.id);
-            known.former = match (digest, known.proven.take()) {
-                (Some(running), _) => running.config_digest.clone(),
-                (None, Some(proven)) => proven.config_digest,
-                (None, None) => known.former.take(),
+            let proven = known.proven.take();
+            let mut running = answers.iter().filter_map(|it| it.running.as_ref().ok());
+            known.former = match running.find(|it| it.id == known.id) {
+                // It was replaced a moment ago, by us.
+                Some(running) if file.changed => running.config_digest.clone(),
+                Some(_) | None => proven.and_then(|it| it.config_digest).or(known.former.take()),
             };
         }
     }
@@ -394,29 +412,21 @@ impl Servers {
 
     /// There is nobody to ask, so all that can be told is whether the order was taken.
     fn unasked(&self, orders: &[Order]) -> Vec<Outcome> {
-        let outcome = |server: &String, state| Outcome {
-            server: server.clone(),
-            version: None,
-            state,
-            took: None,
-        };
         let why = match self.reload {
             Reload::Command(_) | Reload::Signal(_) => {
                 "reloaded, with nothing to ask whether it took"
             }
             Reload::System | Reload::Nothing => "nothing says how to reload or ask nats-server",
         };
-        let state = |order: &Order| match &order.taken {
-            Err(why) if !matches!(**why, ServerError::NoReload { .. }) => {
-                State::NotInStep { why: why.clone() }
-            }
-            Ok(()) | Err(_) => State::Unverified { why },
+        let outcome = |server| {
+            let order = orders.iter().find(|it| it.target == server);
+            let state = match order.and_then(|it| it.taken.as_ref().err()) {
+                Some(why) => State::NotInStep { why: why.clone() },
+                None => State::Unverified { why },
+            };
+            Outcome { server, version: None, state, took: None }
         };
-        if orders.is_empty() {
-            let targets = self.reload.targets();
-            return targets.iter().map(|it| outcome(it, State::Unverified { why })).collect();
-        }
-        orders.iter().map(|it| outcome(&it.target, state(it))).collect()
+        self.reload.targets().into_iter().map(outcome).collect()
     }
 }
 
@@ -448,20 +458,46 @@ impl Wanted<'_> {
             return (running.stamp.as_ref() == Some(stamp)).then(|| proven(Proof::Stamp, note));
         }
         let Some(before) = &known.proven else {
+            if self.file.proven.contains(&running.mark()) {
+                return Some(proven(Proof::Earlier, note));
+            }
             // A reload that began before the file was replaced may end after it, and may take a
             // minute: the load time moves though the former file was read. The digest would not.
             let former = known.former.is_some() && known.former == running.config_digest;
             let again = self.ordered.is_some() && !self.file.changed;
             let since = self.ordered.map_or(self.file.written, |it| it.max(self.file.written));
-            let doubtful = former && !again || differs && known.comparable;
-            let loaded = running.loaded > since && !doubtful;
-            return loaded.then(|| proven(Proof::LoadTime, note));
+            let loaded = running.loaded > since && (again || !former);
+            // Unless we just ordered it, nobody knows whether the config that was loaded then
+            // included the file. If the main config is another by now, it may not have.
+            let another = differs || self.file.main_changed.is_some_and(|it| it > running.loaded);
+            let doubt = if self.ordered.is_some() { differs && known.comparable } else { another };
+            return (loaded && !doubt).then(|| proven(Proof::LoadTime, note));
         };
         // Every reload since then has read the same file.
         let same = before.config_load_time == running.config_load_time
             || running.config_digest.is_some() && before.config_digest == running.config_digest;
         Some(proven(if same { before.proof } else { Proof::LoadTime }, note))
     }
+}
+
+impl Proven {
+    /// As [`Running::mark`].
+    fn mark(&self) -> String {
+        mark(self.config_digest.as_deref(), self.config_load_time)
+    }
+}
+
+impl Running {
+    /// What stays the same as long as the server runs the same config; before 2.11, until it loads
+    /// any.
+    fn mark(&self) -> String {
+        mark(self.config_digest.as_deref(), self.config_load_time)
+    }
+}
+
+fn mark(digest: Option<&str>, loaded: SystemTime) -> String {
+    let since = || loaded.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    digest.map_or_else(|| format!("loaded:{}", since().as_nanos()), str::to_owned)
 }
 
 impl Known {

@@ -41,9 +41,10 @@ pub trait Source: Send {
 ///
 /// Both read the same records as the same [`Snapshot`].
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a process has one of them")]
 pub enum PocketBase {
     /// Over its web API.
-    Http(Box<Http>),
+    Http(Http),
     /// From its data folder.
     #[cfg(feature = "sqlite")]
     Sqlite(Sqlite),
@@ -61,7 +62,7 @@ impl PocketBase {
             (None, None) => {
                 Err(SourceError::Settings("neither `url` nor `data_dir` is set".into()))
             }
-            (Some(url), None) => Ok(PocketBase::Http(Box::new(Http::open(url, options)?))),
+            (Some(url), None) => Http::open(url, options).map(PocketBase::Http),
             #[cfg(feature = "sqlite")]
             (None, Some(folder)) => Ok(PocketBase::Sqlite(Sqlite::open(folder, options))),
             #[cfg(not(feature = "sqlite"))]
@@ -338,16 +339,13 @@ impl SourceError {
             SourceError::ViewUnknown { view }
             | SourceError::ViewOfOther { view, .. }
             | SourceError::ViewLacks { view, .. } => remake(view),
-            SourceError::NoDatabase(_) => {
+            SourceError::NoDatabase(_) | SourceError::NotPocketBaseData { .. } => {
                 "`data_dir` is the folder that PocketBase calls `pb_data`".into()
             }
             SourceError::Database { .. } => {
                 "run pb-nats as a user who may read and write the folder's files; it only reads, \
                  but SQLite needs a `-shm` file beside a database in use"
                     .into()
-            }
-            SourceError::NotPocketBaseData { .. } => {
-                "`data_dir` is the folder that PocketBase calls `pb_data`".into()
             }
         })
     }

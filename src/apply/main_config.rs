@@ -2,6 +2,7 @@ use std::{
     collections::BTreeSet,
     fmt, io,
     path::{Component, Path, PathBuf},
+    time::SystemTime,
 };
 
 use fs_err as fs;
@@ -21,6 +22,7 @@ pub struct MainConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct ConfFile {
     text: String,
+    changed: SystemTime,
     /// Line and value of each `include`, and what it points to.
     includes: Vec<(usize, String, Target)>,
 }
@@ -130,6 +132,11 @@ impl MainConfig {
         if users.len() > 1 { users } else { Vec::new() }
     }
 
+    /// When the config, or anything that it includes but for the auth file, was last changed.
+    pub fn changed(&self) -> SystemTime {
+        self.files.iter().map(|it| it.changed).max().expect("there is the main config itself")
+    }
+
     /// Whether the operator's own metadata would be lost if the auth file had some.
     pub fn has_metadata(&self) -> bool {
         self.entries.as_ref().map_or(true, |it| conf::last(it, "server_metadata").is_some())
@@ -168,7 +175,8 @@ fn read(
     let text = String::from_utf8_lossy(&fs::read(path)?).into_owned();
     let parsed = conf::read(&text);
     let n = files.len();
-    files.push(ConfFile { text, includes: Vec::new() });
+    let changed = fs::metadata(path)?.modified()?;
+    files.push(ConfFile { text, changed, includes: Vec::new() });
     let entries = match parsed {
         Ok(_) if depth > MAX_DEPTH => Err(ConfError { line: 1, what: "includes itself" }),
         Ok(entries) => expand(entries, path, auth_file, files, n, depth)?,
@@ -192,8 +200,7 @@ fn expand(
         if let Some(value) = include.map(str::to_owned) {
             let included = joined(folder(path), &value);
             let target = if real(&included) == *auth_file {
-                entry.key = AUTH_FILE.to_owned();
-                expanded.push(entry.clone());
+                expanded.push(Entry { key: AUTH_FILE.to_owned(), ..entry.clone() });
                 Target::AuthFile
             } else {
                 let target = Target::File(files.len());

@@ -483,10 +483,8 @@ fn read_list(
             None => Err(Problem::NotText),
             Some(text) if subject::is_template(text) => {
                 // Tried once for the role, so that a mistake in it is one finding, not one a user.
-                let values = Values { username: "x", id: "x" };
-                subject::fill(text, values)
-                    .and_then(|filled| parse(&filled))
-                    .map(|_| templates.push(text.to_owned()))
+                subject::check_template(text, parse)
+                    .map(|()| templates.push(text.to_owned()))
                     .map_err(Problem::Subject)
             }
             Some(text) => match parse(text) {

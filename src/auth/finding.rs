@@ -1,6 +1,6 @@
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
 use super::subject::BadSubject;
 
@@ -20,7 +20,6 @@ pub struct Finding {
     /// What was found there, shortened; never a password.
     pub value: String,
     /// What is wrong with it.
-    #[serde(serialize_with = "as_text")]
     pub problem: Problem,
     /// What came of it.
     pub effect: Effect,
@@ -231,11 +230,13 @@ impl fmt::Display for Finding {
     }
 }
 
-fn as_text<S: serde::Serializer>(problem: &Problem, serializer: S) -> Result<S::Ok, S::Error> {
-    use serde::ser::SerializeStruct as _;
-    let mut object = serializer.serialize_struct("Problem", 3)?;
-    object.serialize_field("kind", problem.kind())?;
-    object.serialize_field("text", &problem.to_string())?;
-    object.serialize_field("mend", problem.mend())?;
-    object.end()
+/// As an object: its kind, what is wrong, and how to mend it.
+impl Serialize for Problem {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_struct("Problem", 3)?;
+        object.serialize_field("kind", self.kind())?;
+        object.serialize_field("text", &self.to_string())?;
+        object.serialize_field("mend", self.mend())?;
+        object.end()
+    }
 }

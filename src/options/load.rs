@@ -82,6 +82,7 @@ pub struct Place {
 }
 
 /// A setting with its value, not yet judged.
+#[derive(Debug)]
 struct Given<'t> {
     setting: &'static Setting,
     value: Spanned<DeValue<'t>>,
@@ -145,9 +146,7 @@ impl Options {
         let program = Some(&mut nats.server_binary).filter(|it| it.components().count() > 1);
         let paths = paths.into_iter().chain(optional.into_iter().flatten());
         for path in paths.chain(&mut nats.pid_file).chain(program) {
-            if !path.as_os_str().is_empty() {
-                *path = folder.join(&path);
-            }
+            *path = folder.join(&path);
         }
         folder.clone_into(&mut self.folder);
     }
@@ -192,7 +191,6 @@ fn deserialize(document: DeTable<'_>) -> Result<Options, toml::de::Error> {
 }
 
 fn from_text<'t>(text: &'t str, source: &str) -> Result<Vec<Given<'t>>, OptionsError> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let place = |span: Range<usize>| Place::in_text(source, text, span.start);
     let document = DeTable::parse(text).map_err(|error| OptionsError::Syntax {
         place: place(error.span().unwrap_or_default()),
@@ -399,4 +397,525 @@ fn read(file: &Path) -> Result<String, OptionsError> {
 fn listed(files: &[PathBuf]) -> String {
     let files: Vec<_> = files.iter().map(|it| format!("`{}`", it.display())).collect();
     files.join(", no ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{error::Error, io::Write, os::unix::ffi::OsStringExt, time::Duration};
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::auth::{EventType, MaxRemoved};
+
+    const MINIMAL: &str = "[pocketbase]\nurl = \"http://127.0.0.1:8090\"\ntoken_file = \"token\"\n";
+    const SECRET: &str = "hunter2";
+
+    fn from_toml(text: &str) -> Result<Options, OptionsError> {
+        Options::from_toml(text, "/etc/pb-nats")
+    }
+
+    fn from_variables(variables: &[(&str, &str)]) -> Result<Options, OptionsError> {
+        from_file_and_variables(MINIMAL.as_bytes(), variables)
+    }
+
+    fn from_file_and_variables(
+        contents: &[u8],
+        variables: &[(&str, &str)],
+    ) -> Result<Options, OptionsError> {
+        let (_folder, file) = file(contents);
+        let variables = variables.iter().map(|(name, value)| (name.into(), value.into()));
+        Options::load(Some(&file), variables)
+    }
+
+    fn file(contents: &[u8]) -> (TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pb-nats.toml");
+        fs_err::File::create(&path).unwrap().write_all(contents).unwrap();
+        (folder, path)
+    }
+
+    /// Everything that a person gets to see of an error.
+    fn told(error: &OptionsError) -> String {
+        let cause = error.source().map(ToString::to_string).unwrap_or_default();
+        format!("{error}\n{cause}\n{}\n", error.hint().unwrap_or_default())
+    }
+
+    #[track_caller]
+    fn assert_told(text: &str, error: &OptionsError, parts: &[&str]) {
+        let told = told(error);
+        for part in parts {
+            assert!(told.contains(part), "{text}\n… has to be told `{part}`, but:\n{told}");
+        }
+    }
+
+    #[track_caller]
+    fn assert_not_told(text: &str, error: &OptionsError) {
+        let told = told(error) + &format!("{error:?}");
+        for secret in [SECRET, "4242", "2042"] {
+            assert!(!told.contains(secret), "{text}\n… is told:\n{told}");
+        }
+    }
+
+    #[test]
+    fn a_file_says_everything() {
+        let options = from_toml(
+            r#"
+            [pocketbase]
+            url = "https://pb.example.com/base/"
+            identity = "sync@example.com"
+            password = "hunter2"
+            ca_file = "ca.pem"
+            resync_interval = "1m30s"
+            [permissions]
+            default_publish = "A.>"
+            default_subscribe = []
+            [auth_file]
+            mode = "0600"
+            create_backups = false
+            max_backups = 0
+            login_timeout = "60s"
+            [nats]
+            pid_file = "nats.pid"
+            monitor_url = ["http://a:8222", "http://b:8222"]
+            [sync]
+            ignore_events = ["user_update", "role_delete"]
+            max_removed = 20
+            [admin]
+            listen = ""
+            "#,
+        )
+        .unwrap();
+        assert_eq!(options.pocketbase.password.as_ref().unwrap().reveal(), SECRET);
+        assert_eq!(options.pocketbase.resync_interval, Duration::from_secs(90));
+        assert_eq!(options.permissions.default_publish, ["A.>"]);
+        assert!(options.permissions.default_subscribe.is_empty());
+        assert_eq!(options.auth_file.mode, 0o600);
+        assert!(!options.auth_file.create_backups);
+        assert_eq!(options.auth_file.max_backups, 0);
+        assert_eq!(options.auth_file.login_timeout, Some(Duration::from_mins(1)));
+        assert_eq!(options.nats.monitor_url.len(), 2);
+        assert_eq!(options.sync.ignore_events, [EventType::UserUpdate, EventType::RoleDelete]);
+        assert_eq!(options.sync.max_removed, MaxRemoved::Count(20));
+        assert_eq!(options.admin.listen, "");
+        assert!(!format!("{options:?}").contains(SECRET));
+    }
+
+    #[test]
+    fn windows_line_ends_and_a_byte_order_mark_change_nothing() {
+        let text = format!("\u{feff}{MINIMAL}[sync]\ndebounce = \"1s\"\n").replace('\n', "\r\n");
+        let options = from_file_and_variables(text.as_bytes(), &[]).unwrap();
+        assert_eq!(options.sync.debounce, Duration::from_secs(1));
+
+        let error = from_toml(&text.replace("debounce", "debonce")).unwrap_err();
+        assert_told(&text, &error, &["line 5, column 1:", "did you mean `debounce`?"]);
+    }
+
+    /// The line is the first thing to know, the right form the second.
+    #[test]
+    fn a_mistake_in_the_file_is_named_with_its_line_and_the_right_form() {
+        let after_minimal: &[(&str, &[&str])] = &[
+            ("max_wait = \"2s\"", &["line 4,", "`max_wait` in `[pocketbase]`", "below `[sync]`"]),
+            ("\ntokn = 1", &["line 5,", "unknown key `tokn`", "did you mean `token`?"]),
+            ("[sync]\nmax_wiat = 1", &["line 5,", "did you mean `max_wait`?"]),
+            ("[sync]\nxyz = 1", &["line 5,", "the keys of `[sync]` are debounce, max_wait,"]),
+            ("[snyc]", &["line 4,", "unknown section `snyc`", "did you mean `[sync]`?"]),
+            ("[xyz]", &["line 4,", "the sections are `[pocketbase]`, `[permissions]`"]),
+            ("[[sync]]", &["line 4,", "write `[sync]` on a line of its own"]),
+            ("[sync]\ndebounce = 5", &["line 5,", "expected a string", "`debounce = \"250ms\"`"]),
+            ("[sync]\ndebounce = \"5\"", &["line 5,", "`5` is not a duration"]),
+            ("[sync]\ndebounce = \"-5s\"", &["line 5,", "`-5s` is not a duration"]),
+            ("[sync]\ndebounce = \"9999999h\"", &["line 5,", "longer than a year"]),
+            ("[sync]\ndebounce = \"3s\"", &["line 5,", "longer than `max_wait`"]),
+            ("[sync]\nmin_removed = -1", &["line 5,", "a whole number, 0 or more"]),
+            ("[sync]\nmin_removed = \"1\"", &["line 5,", "a whole number", "`min_removed = 10`"]),
+            ("[sync]\nmax_removed = \"150%\"", &["line 5,", "150%", "a share such as"]),
+            ("[sync]\nmax_removed = 0.5", &["line 5,", "a share such as"]),
+            ("[sync]\nmax_removed = -3", &["line 5,", "negative"]),
+            (
+                "[sync]\nignore_events = [\"user_creat\"]",
+                &[
+                    "line 5,",
+                    "`user_creat`",
+                    "`user_create`, `user_update`, `user_delete`, \
+                     `role_create`, `role_update`, `role_delete`",
+                ],
+            ),
+            ("[auth_file]\nmode = \"0888\"", &["line 5,", "`0888` is not a file mode"]),
+            ("[auth_file]\nmode = \"+640\"", &["line 5,", "not a file mode"]),
+            ("[auth_file]\nmode = \"4755\"", &["line 5,", "not a file mode"]),
+            ("[auth_file]\nmode = 640", &["line 5,", "expected a string", "`mode = \"0640\"`"]),
+            ("[auth_file]\nmode = \"0040\"", &["line 5,", "could not be read back"]),
+            ("[auth_file]\npath = \"\"", &["line 5,", "names no file"]),
+            ("[auth_file]\nbackup_dir = \"\"", &["line 5,", "create_backups = false"]),
+            ("[auth_file]\ncreate_backups = \"yes\"", &["line 5,", "expected a boolean"]),
+            ("[auth_file]\nlogin_timeout = \"61s\"", &["line 5,", "\"60s\" or less"]),
+            ("[admin]\nlisten = \"9478\"", &["line 5,", "not an address with a port"]),
+            ("[admin]\nlisten = \":9478\"", &["line 5,", "0.0.0.0:9478"]),
+            ("[admin]\nlisten = \"127.0.0.1:99999\"", &["line 5,", "not an address"]),
+            ("[nats]\nmonitor_url = \"nats://a\"", &["line 5,", "http:// or https://"]),
+            ("[nats]\nsystem_url = \"a:4222\"", &["line 5,", "nats:// or tls://"]),
+            ("[nats]\nreload_timeout = \"0s\"", &["line 5,", "no time at all"]),
+            ("[nats]\nreload_command = \"a 'b\"", &["line 5,", "cannot be split"]),
+            ("[nats]\npid_file = [1]", &["line 5,", "a string or an array of strings"]),
+            ("[nats]\npid_file = [\"\"]", &["line 5,", "an empty path"]),
+            ("request_timeout = \"0s\"", &["line 4,", "no time at all"]),
+            ("user_collection = \"a/b\"", &["line 4,", "letters, digits and `_`"]),
+            ("role_field = \"\"", &["line 4,", "letters, digits and `_`"]),
+            ("role_collection = \"nats_users\"", &["line 4,", "are the same"]),
+            ("url = \"x\"", &["line 4,", "duplicate key"]),
+            ("ca_file = ", &["line 4,"]),
+            ("ca_file", &["line 4,"]),
+            ("\n\n[sync", &["line 6,"]),
+        ];
+        for (text, parts) in after_minimal {
+            let error = from_toml(&format!("{MINIMAL}{text}\n")).expect_err(text);
+            assert_told(text, &error, parts);
+            assert_told(text, &error, &["the settings, "]);
+        }
+    }
+
+    #[test]
+    fn an_address_is_http_and_holds_no_password() {
+        for bad in [
+            "pb.example.com",
+            "127.0.0.1:8090",
+            "ftp://pb.example.com",
+            "nats://pb.example.com",
+            "http://",
+            "http://me:hunter2@pb.example.com",
+            "http://me@pb.example.com",
+            "http://pb.example.com/?a=hunter2",
+        ] {
+            let text = format!("[pocketbase]\ntoken = \"t\"\nurl = \"{bad}\"\n");
+            let error = from_toml(&text).expect_err(bad);
+            assert_told(&text, &error, &["line 3,", "`pocketbase.url`"]);
+            assert!(!told(&error).contains(SECRET));
+        }
+        for good in ["http://pb:8090", "https://pb.example.com/some/base/", "HTTP://[::1]:8090"] {
+            from_toml(&format!("[pocketbase]\ntoken = \"t\"\nurl = \"{good}\"\n")).expect(good);
+        }
+    }
+
+    #[test]
+    fn settings_that_contradict_each_other_are_named_with_the_way_out() {
+        let url = "[pocketbase]\nurl = \"http://127.0.0.1:8090\"\n";
+        let nats = format!("{MINIMAL}[nats]\n");
+        let cases: &[(&str, &str, &[&str])] = &[
+            ("[sync]\n", "", &["the settings: `pocketbase.url` is not set", "`data_dir`"]),
+            (url, "", &["line 2,", "needs credentials", "`token_file`"]),
+            (url, "data_dir = \"d\"", &["line 3,", "`url` and `data_dir` are both set"]),
+            (MINIMAL, "token = \"t\"", &["line 3,", "`token` and `token_file` are both set"]),
+            (MINIMAL, "identity = \"i\"\npassword = \"p\"", &["`token_file` and `identity`"]),
+            (MINIMAL, "password = \"p\"", &["line 4,", "without `identity`"]),
+            (url, "identity = \"i\"", &["line 3,", "without a password", "`password_file`"]),
+            (url, "password_file = \"f\"", &["line 3,", "without `identity`"]),
+            (
+                url,
+                "identity = \"i\"\npassword = \"p\"\npassword_file = \"f\"",
+                &["line 5,", "`password` and `password_file` are both set"],
+            ),
+            (
+                &nats,
+                "reload_command = \"c\"\npid_file = \"p\"",
+                &["line 6,", "`reload_command` and `pid_file` are both set"],
+            ),
+            (
+                &nats,
+                "system_credentials_file = \"c\"\nsystem_user = \"u\"\nsystem_password = \"p\"",
+                &["line 6,", "`system_credentials_file` and `system_user` are both set"],
+            ),
+            (&nats, "system_user = \"u\"", &["line 5,", "without a password"]),
+            (&nats, "system_password = \"p\"", &["line 5,", "without `system_user`"]),
+            (
+                &nats,
+                "system_user = \"u\"\nsystem_password = \"p\"\nsystem_password_file = \"f\"",
+                &["line 7,", "are both set"],
+            ),
+        ];
+        for (before, text, parts) in cases {
+            let error = from_toml(&format!("{before}{text}\n")).expect_err(text);
+            assert_told(text, &error, parts);
+        }
+        for good in [
+            "[pocketbase]\ndata_dir = \"pb_data\"\n",
+            "[pocketbase]\nurl = \"http://a\"\nidentity = \"i\"\npassword_file = \"f\"\n",
+            "[pocketbase]\nurl = \"http://a\"\ntoken = \"t\"\ntoken_file = \"\"\ndata_dir = \"\"\n",
+        ] {
+            from_toml(good).expect(good);
+        }
+    }
+
+    #[test]
+    fn an_empty_string_is_unset() {
+        let options = from_toml(&format!(
+            "{MINIMAL}data_dir = ''\nca_file = ''\npassword = ''\nidentity = ''\nexport_view = ''\n\
+             [auth_file]\nlogin_timeout = ''\ngroup = ''\n\
+             [nats]\npid_file = ''\nreload_command = ''\nsystem_url = ''\nserver_binary = ''\n"
+        ))
+        .unwrap();
+        assert!(options.pocketbase.ca_file.is_none() && options.pocketbase.password.is_none());
+        assert!(options.auth_file.login_timeout.is_none());
+        assert!(options.nats.pid_file.is_empty() && options.nats.reload_command.is_none());
+        assert_eq!(options.nats.server_binary, Path::new(""));
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let options = from_file_and_variables(
+            format!("{MINIMAL}[sync]\ndebounce = \"not one\"\n").as_bytes(),
+            &[
+                ("PB_NATS_POCKETBASE_TOKEN_FILE", ""),
+                ("PB_NATS_POCKETBASE_TOKEN", "12345\r\n"),
+                ("PB_NATS_PERMISSIONS_DEFAULT_PUBLISH", "A.>"),
+                ("PB_NATS_PERMISSIONS_DEFAULT_SUBSCRIBE", "[\"A.>\", 'B']"),
+                ("PB_NATS_AUTH_FILE_MAX_BACKUPS", "7"),
+                ("PB_NATS_AUTH_FILE_CREATE_BACKUPS", "false"),
+                ("PB_NATS_AUTH_FILE_GROUP", "true"),
+                ("PB_NATS_NATS_MONITOR_URL", ""),
+                ("PB_NATS_NATS_RESERVED_USERS", "[]"),
+                ("PB_NATS_SYNC_DEBOUNCE", "10ms"),
+                ("PB_NATS_SYNC_MAX_REMOVED", "20"),
+                ("PB_NATS_SYNC_IGNORE_EVENTS", "user_update"),
+                ("PB_NATS_ADMIN_LISTEN", "[::1]:9478"),
+            ],
+        )
+        .unwrap();
+        assert!(options.pocketbase.token_file.is_none());
+        assert_eq!(options.pocketbase.token.as_ref().unwrap().reveal(), "12345");
+        assert_eq!(options.permissions.default_publish, ["A.>"]);
+        assert_eq!(options.permissions.default_subscribe, ["A.>", "B"]);
+        assert_eq!(options.auth_file.max_backups, 7);
+        assert!(!options.auth_file.create_backups);
+        assert_eq!(options.auth_file.group, "true");
+        assert!(options.nats.monitor_url.is_empty());
+        assert_eq!(options.sync.debounce, Duration::from_millis(10));
+        assert_eq!(options.sync.max_removed, MaxRemoved::Count(20));
+        assert_eq!(options.sync.ignore_events, [EventType::UserUpdate]);
+        assert_eq!(options.admin.listen, "[::1]:9478");
+    }
+
+    #[test]
+    fn every_setting_has_a_variable() {
+        for setting in SETTINGS.iter() {
+            let (name, value) = (setting.variable(), setting.value.trim_matches('"'));
+            let environment = [(name.into(), value.into())];
+            let given = from_environment(&environment).unwrap();
+            let [Given { setting: found, value, .. }] = &given[..] else { panic!("{given:?}") };
+            assert_eq!(found.name(), setting.name());
+            let mut alone = DeTable::new();
+            insert(&mut alone, found, value.clone());
+            deserialize(alone).expect(setting.key);
+        }
+    }
+
+    #[test]
+    fn a_mistake_in_the_environment_is_named_with_its_variable() {
+        let cases: &[(&str, &str, &[&str])] = &[
+            ("SYNC_MAX_WIAT", "2s", &["did you mean `PB_NATS_SYNC_MAX_WAIT`?"]),
+            ("AUTH_FILE_PAHT", "x", &["did you mean `PB_NATS_AUTH_FILE_PATH`?"]),
+            ("NATS_SERVICE_HOST", "10.0.0.1", &["`enableServiceLinks: false`"]),
+            ("SYNC_DEBOUNCE", "5", &["`5` is not a duration", "`PB_NATS_SYNC_DEBOUNCE=250ms`"]),
+            ("SYNC_DEBOUNCE", "1h", &["longer than `max_wait`"]),
+            ("SYNC_MIN_REMOVED", "", &["a whole number", "`PB_NATS_SYNC_MIN_REMOVED=10`"]),
+            ("SYNC_MIN_REMOVED", "-1", &["a whole number, 0 or more"]),
+            ("SYNC_IGNORE_EVENTS", "[user_update]", &["an array in TOML form"]),
+            ("SYNC_IGNORE_EVENTS", "user_creat", &["`user_create`, `user_update`"]),
+            ("AUTH_FILE_CREATE_BACKUPS", "yes", &["expected a boolean"]),
+            ("AUTH_FILE_MODE", "rw", &["not a file mode", "`PB_NATS_AUTH_FILE_MODE=0640`"]),
+            ("POCKETBASE_URL", "x", &["http:// or https://"]),
+            ("POCKETBASE_IDENTITY", "x", &["`token_file` and `identity` are both set"]),
+        ];
+        for (name, value, parts) in cases {
+            let name = format!("PB_NATS_{name}");
+            let error = from_variables(&[(&name, value)]).expect_err(&name);
+            assert_told(&name, &error, parts);
+            assert!(error.to_string().starts_with(&format!("{name}: ")), "{error}");
+        }
+    }
+
+    /// Kubernetes sets these for a Service called `pb-nats`.
+    #[test]
+    fn variables_that_name_no_section_are_left_alone() {
+        from_variables(&[
+            ("PB_NATS_PORT", "tcp://10.0.0.1:9478"),
+            ("PB_NATS_PORT_9478_TCP", "tcp://10.0.0.1:9478"),
+            ("PB_NATS_PORT_9478_TCP_ADDR", "10.0.0.1"),
+            ("PB_NATS_SERVICE_HOST", "10.0.0.1"),
+            ("PB_NATS_SERVICE_PORT_ADMIN", "9478"),
+            ("PB_NATS_", ""),
+            ("PB_NATS_SYNC", "x"),
+            ("PB_NATS_SYNCED_AT", "x"),
+            ("pb_nats_sync_xyz", "x"),
+        ])
+        .unwrap();
+    }
+
+    #[test]
+    fn what_is_not_text_is_refused_by_name_or_left_alone() {
+        let bad = || OsString::from_vec(b"a\xffb".to_vec());
+        let (_folder, file) = file(MINIMAL.as_bytes());
+        Options::load(Some(&file), [(bad(), bad())]).unwrap();
+        let error = Options::load(Some(&file), [("PB_NATS_NATS_PID_FILE".into(), bad())]);
+        assert_told("", &error.unwrap_err(), &["PB_NATS_NATS_PID_FILE: ", "not valid UTF-8"]);
+    }
+
+    /// A message goes to logs, terminals and bug reports.
+    #[test]
+    fn no_mistake_shows_a_secret() {
+        let values = [
+            "\"hunter2",
+            "\"hunter2\n",
+            "'hunter2",
+            "\"\"\"hunter2",
+            "'''hunter2\n\n",
+            "hunter2",
+            "hunter2\"",
+            "\"hunter2\" \"hunter2\"",
+            "\"hunter2\\q\"",
+            "\"hunter2\\uD800\"",
+            "\"hunter2\u{1}\"",
+            "= \"hunter2\"",
+            "[\"hunter2\"]",
+            "{ hunter2 = \"hunter2\" }",
+            "{ a = \"hunter2\" }",
+            "\n\"hunter2\"",
+            "\"x\"\ntoken = \"hunter2\"\ntoken = \"hunter2\"",
+            "\"hunter2\"\n\"hunter2\"",
+            // Numbers, dates and such, which serde would like to repeat.
+            "4242424242",
+            "0x4242424242",
+            "-4242424242",
+            "4242424242.5",
+            "42424242424242424242",
+            "4242424242424242424242424242424242424242424242",
+            "4242-42-42",
+            "2042-04-02T04:24:24Z",
+        ];
+        for name in ["pocketbase.token", "pocketbase.password", "nats.system_password"] {
+            let (section, key) = name.split_once('.').unwrap();
+            for value in values {
+                for written in [format!("{key} = {value}"), format!("{key}: {value}")] {
+                    let text = format!("[{section}]\n{written}\n");
+                    let error = from_toml(&text).expect_err(&text);
+                    assert_not_told(&text, &error);
+                    assert_told(&text, &error, &["line "]);
+                }
+            }
+            for text in [
+                format!("[{section}]\n{key}s = \"hunter2\"\n"),
+                format!("{key} = \"hunter2\"\n"),
+                format!("[{section}.{key}]\na = \"hunter2\"\n"),
+                format!("{name} = \"hunter2\"\n"),
+                format!("{name} = \"hunter2\\n\"\n"),
+                format!("{section} = \"hunter2\"\n"),
+            ] {
+                assert_not_told(&text, &from_toml(&text).expect_err(&text));
+            }
+            for value in ["hunter2", "hunter2 hunter2", "[hunter2", "\"hunter2", "hunter2\u{1}"] {
+                let right = format!("PB_NATS_{section}_{key}").to_uppercase();
+                for name in [&right, &format!("{right}S")] {
+                    let url = ("PB_NATS_NATS_SYSTEM_URL", "nats://u:hunter2@127.0.0.1");
+                    let error = from_variables(&[(name, value), url]).expect_err(name);
+                    assert_not_told(&format!("{name}={value}"), &error);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn relative_paths_start_at_the_folder_of_the_file() {
+        let (folder, file) = file(
+            br#"
+            [pocketbase]
+            url = "http://127.0.0.1:8090"
+            identity = "i"
+            password_file = "secrets/password"
+            ca_file = "/ca.pem"
+            [nats]
+            config_file = "../nats-server.conf"
+            pid_file = ["nats.pid", "/run/nats.pid"]
+            "#,
+        );
+        let variables = [
+            ("PB_NATS_NATS_SYSTEM_CREDENTIALS_FILE", "system.creds"),
+            ("PB_NATS_AUTH_FILE_PATH", "generated/auth.conf"),
+        ];
+        let variables = variables.map(|(name, value)| (name.into(), value.into()));
+        let options = Options::load(Some(&file), variables).unwrap();
+        let below = |path: &str| folder.path().join(path);
+        assert_eq!(options.folder, folder.path());
+        assert_eq!(options.pocketbase.password_file, Some(below("secrets/password")));
+        assert_eq!(options.pocketbase.ca_file, Some("/ca.pem".into()));
+        assert_eq!(options.auth_file.path, below("generated/auth.conf"));
+        assert_eq!(options.auth_file.backup_dir, below("backups"));
+        assert_eq!(options.nats.config_file, Some(below("../nats-server.conf")));
+        assert_eq!(options.nats.pid_file, [below("nats.pid"), "/run/nats.pid".into()]);
+        assert_eq!(options.nats.system_credentials_file, Some(below("system.creds")));
+        // A program is looked up in PATH, unless its path is given.
+        assert_eq!(options.nats.server_binary, Path::new("nats-server"));
+        let text = format!("{MINIMAL}[nats]\nserver_binary = \"./nats-server\"\n");
+        let options = from_toml(&text).unwrap();
+        assert_eq!(options.nats.server_binary, Path::new("/etc/pb-nats/nats-server"));
+        assert_eq!(options.pocketbase.token_file, Some("/etc/pb-nats/token".into()));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_one_is_refused() {
+        let (folder, path) = file(b"[sync]\n# caf\xe9\n");
+        let error = Options::load(Some(&path), []).unwrap_err();
+        assert_told("", &error, &["pb-nats.toml, line 2,", "not valid UTF-8"]);
+
+        let error = from_file_and_variables(&vec![b'#'; 1024 * 1024 + 1], &[]).unwrap_err();
+        assert_told("", &error, &["pb-nats.toml: larger than 1 MiB"]);
+
+        let error = Options::load(Some(folder.path()), []).unwrap_err();
+        assert_told("", &error, &[&folder.path().display().to_string(), "s a directory"]);
+
+        let missing = folder.path().join("missing.toml");
+        let error = Options::load(Some(&missing), []).unwrap_err();
+        assert_told("", &error, &["missing.toml", "No such file"]);
+    }
+
+    #[test]
+    fn the_first_file_that_exists_is_taken_even_if_it_is_bad() {
+        let (folder, file) = file(MINIMAL.as_bytes());
+        let missing = folder.path().join("missing");
+        let (found, text) = first_of([&missing, &file]).unwrap().unwrap();
+        assert_eq!((found, &*text), (&*file, MINIMAL));
+        assert!(first_of([folder.path(), &file]).is_err());
+        assert!(first_of([&missing, &missing]).unwrap().is_none());
+    }
+
+    #[test]
+    fn options_built_in_code_are_checked_alike() {
+        let error = Options::default().check().unwrap_err();
+        assert_told("", &error, &["the options: `pocketbase.url` is not set"]);
+        let mut options = from_toml(MINIMAL).unwrap();
+        options.check().unwrap();
+        options.sync.max_removed = MaxRemoved::Share(f64::NAN);
+        assert_told("", &options.check().unwrap_err(), &["`max_removed`"]);
+    }
+
+    #[test]
+    fn what_is_rarely_meant_is_noted_but_allowed() {
+        let notes = |text: &str| from_toml(text).expect(text).notes().join("\n");
+        let quiet = format!("{MINIMAL}[nats]\npid_file = \"nats.pid\"\n");
+        assert_eq!(notes(&quiet), "");
+        assert_eq!(notes(&quiet.replace("127.0.0.1", "[::1]")), "");
+        assert_eq!(notes(&quiet.replace("127.0.0.1", "pocketbase")), "");
+        assert!(notes(&quiet.replace("127.0.0.1", "pb.example.com")).contains("not https"));
+        assert!(notes(MINIMAL).contains("nothing reloads the server"));
+        for (text, part) in [
+            ("system_user = \"u\"\nsystem_password = \"p\"", "`nats.system_url` is not set"),
+            ("[sync]\nmax_removed = \"100%\"", "`sync.max_removed`"),
+            ("[auth_file]\nmode = \"0644\"", "`auth_file.mode`"),
+            ("[permissions]\ndefault_publish = \">\"", "`permissions`"),
+        ] {
+            let notes = notes(&format!("{quiet}{text}\n"));
+            assert!(notes.contains(part) && !notes.contains('\n'), "{text}: {notes}");
+        }
+        let data_dir = quiet.replace("url = \"http://127.0.0.1:8090\"", "data_dir = \"d\"");
+        assert!(notes(&data_dir).contains("needs no credentials"));
+    }
 }

@@ -11,6 +11,7 @@ pub(super) static SETTINGS: LazyLock<Vec<Setting>> =
     LazyLock::new(|| sections().into_iter().flat_map(|it| it.settings).collect());
 
 /// One key of the settings file.
+#[derive(Debug)]
 pub(super) struct Setting {
     pub(super) section: &'static str,
     pub(super) key: &'static str,
@@ -103,4 +104,47 @@ fn sections() -> Vec<Section> {
         }
     }
     sections
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::options::Options;
+
+    /// Whoever starts from the template changes nothing by it.
+    #[test]
+    fn the_template_shows_the_defaults() {
+        let template: Options = toml::from_str(TEMPLATE).unwrap();
+        assert_eq!(format!("{template:#?}"), format!("{:#?}", Options::default()));
+    }
+
+    /// The types and the template name the same settings.
+    #[test]
+    fn the_template_has_every_setting_and_no_other() {
+        // "unknown field `…`, expected one of `…`, `…`"
+        let known = |text: &str| -> BTreeSet<String> {
+            let error = toml::from_str::<Options>(text).unwrap_err();
+            error.message().split('`').skip(3).step_by(2).map(str::to_owned).collect()
+        };
+        let sections = sections();
+        let names: BTreeSet<_> = sections.iter().map(|it| it.name.to_owned()).collect();
+        assert_eq!(names, known("unknown = 1"));
+        for Section { name, settings, .. } in sections {
+            let keys: BTreeSet<_> = settings.iter().map(|it| it.key.to_owned()).collect();
+            assert_eq!(keys, known(&format!("{name}.unknown = 1")));
+            assert_eq!(keys.len(), settings.len(), "a key twice in [{name}]");
+        }
+    }
+
+    #[test]
+    fn every_example_is_right_and_every_setting_is_explained() {
+        for setting in SETTINGS.iter() {
+            let text = format!("{} = {}", setting.name(), setting.value);
+            toml::from_str::<Options>(&text).expect(&text);
+            assert!(setting.meaning.ends_with('.'), "{text}: {}", setting.meaning);
+            assert!(!setting.meaning.contains('|'), "{text} would break the table");
+        }
+    }
 }

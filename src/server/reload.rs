@@ -78,6 +78,14 @@ impl Reload {
         }
     }
 
+    /// Whether an order gets to servers that cannot be asked.
+    pub(super) fn reaches_the_silent(&self) -> bool {
+        match self {
+            Reload::Command(_) | Reload::Signal(_) => true,
+            Reload::System | Reload::Nothing => false,
+        }
+    }
+
     /// Orders the stale servers to reload; or all of them, if they cannot be told apart.
     pub(super) async fn order(
         &self,
@@ -103,12 +111,10 @@ impl Reload {
                 join_all(each).await
             }
             (Reload::System | Reload::Nothing, _) => {
-                let no =
-                    |server: String| order(server.clone(), Err(ServerError::NoReload { server }));
-                if stale.is_empty() {
-                    return self.targets().into_iter().map(no).collect();
-                }
-                stale.iter().map(|it| no(it.id.clone())).collect()
+                let no = |it: &&Running| {
+                    order(it.id.clone(), Err(ServerError::NoReload { server: it.name.clone() }))
+                };
+                stale.iter().map(no).collect()
             }
         }
     }
@@ -122,26 +128,19 @@ impl Command {
         let group = child.id().and_then(|it| Pid::from_raw(it.try_into().ok()?));
 
         let mut said = Vec::new();
-        let status = {
-            let listen = async {
-                while output.read_buf(&mut said).await.is_ok_and(|length| length > 0) {
-                    said.drain(..said.len().saturating_sub(OUTPUT));
-                }
-            };
-            let mut listen = std::pin::pin!(listen);
-            let ended = async {
+        let mut open = true;
+        let ended = async {
+            loop {
                 tokio::select! {
-                    status = child.wait() => status,
-                    () = async { listen.as_mut().await; std::future::pending().await } => {
-                        unreachable!("it never ends")
-                    }
+                    status = child.wait() => return status,
+                    more = hear(&mut output, &mut said), if open => open = more,
                 }
-            };
-            let status = time::timeout_at(deadline, ended).await;
-            // What it started may hold the pipe open for ever.
-            let _ = time::timeout(Duration::from_millis(100), listen).await;
-            status
+            }
         };
+        let status = time::timeout_at(deadline, ended).await;
+        // What it started may hold its output open for ever.
+        let rest = async { while open && hear(&mut output, &mut said).await {} };
+        let _ = time::timeout(Duration::from_millis(100), rest).await;
         let program = self.program.clone();
         let output = String::from_utf8_lossy(&said).trim().to_owned();
         match status {
@@ -176,6 +175,13 @@ impl Command {
         }
         Ok((command.spawn()?, pipe::Receiver::from_owned_fd(output.into())?))
     }
+}
+
+/// Reads on, keeping the end. Whether there may be more.
+async fn hear(output: &mut pipe::Receiver, said: &mut Vec<u8>) -> bool {
+    let more = output.read_buf(said).await.is_ok_and(|length| length > 0);
+    said.drain(..said.len().saturating_sub(OUTPUT));
+    more
 }
 
 /// Sends SIGHUP to the nats-server whose process id is in the file.

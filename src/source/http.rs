@@ -131,7 +131,7 @@ impl Http {
             let users = self.visible_schema(&self.names.users).await?;
             let roles = self.visible_schema(&self.names.roles).await?;
             let users = users.as_ref().map(|it| self.names.known_user_fields(it));
-            let roles = roles.as_ref().map(|it| self.names.known_role_fields(it));
+            let roles = roles.as_ref().map(|it| Names::known_role_fields(it));
             row.compare(view, &users.unwrap_or_default(), &roles.unwrap_or_default())?;
             self.compared = Some(Instant::now());
         }
@@ -205,19 +205,20 @@ impl Http {
         if snapshot.roles.is_empty()
             && let Some(schema) = self.schema(&names.roles).await?
         {
-            names.role_fields(&schema)?;
+            Names::role_fields(&schema)?;
         }
         // Some versions show a password-type field as empty.
-        let no_password = snapshot.users.iter().all(|it| it.password.0.is_empty());
-        let all_nkeys = snapshot.users.iter().all(|it| !it.nkey.is_empty());
-        if no_password && (snapshot.users.is_empty() || !all_nkeys) {
+        if snapshot.users.iter().all(|it| it.password.0.is_empty()) {
             let schema = self.schema(&names.users).await?;
             if let Some(schema) = &schema {
                 names.user_fields(schema)?;
             }
             let field = schema.as_ref().and_then(|it| it.field(&names.password));
-            let never_shown = field.is_none_or(|it| it.kind == "password");
-            if never_shown && !snapshot.users.is_empty() {
+            let hidden = match field {
+                Some(field) => field.kind == "password" && !snapshot.users.is_empty(),
+                None => snapshot.users.iter().any(|it| it.nkey.is_empty()),
+            };
+            if hidden {
                 return Err(self.no_password(schema.as_ref()));
             }
         }
@@ -260,7 +261,7 @@ impl Http {
             if !page.items.is_empty() && id <= &*last {
                 return Err(answer.not_pocketbase());
             }
-            last = id.to_owned();
+            id.clone_into(&mut last);
             let complete = page.items.len() < PAGE.min(page.per_page);
             page.items.into_iter().try_for_each(&mut each)?;
             if complete {

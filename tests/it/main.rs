@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+mod apply;
+mod cli;
 mod harness;
 mod middlebox;
 mod permissions;
 mod reconcile;
+mod server;
 mod source;
 mod support;
 mod tidy;

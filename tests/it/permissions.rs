@@ -46,7 +46,7 @@ fn file(users: &[UserRecord], roles: &[RoleRecord]) -> String {
         default_publish: vec!["PUBLIC.>".into()],
         default_subscribe: vec!["PUBLIC.>".into()],
         reserved: [].into(),
-        login_timeout: Some(Duration::from_secs(60)),
+        login_timeout: Some(Duration::from_mins(1)),
     };
     let snapshot = Snapshot { users: users.to_vec(), roles: roles.to_vec() };
     render(&Desired::new(&snapshot, &policy).0)

@@ -64,6 +64,53 @@ fn rooms_know_only_what_is_behind_them() {
     }
 }
 
+/// Everything but the auth file and its backups may be out of reach for writing.
+#[test]
+fn only_the_auth_file_is_written() {
+    const WRITING: &[&str] = &[
+        "fs::write",
+        "File::create",
+        "OpenOptions",
+        "DirBuilder",
+        "create_dir",
+        "remove_dir",
+        "remove_file",
+        "rename(",
+        "hard_link",
+        "symlink(",
+        "set_len",
+        "set_permissions",
+        "chown(",
+        "fs::copy",
+        "tempfile::",
+    ];
+    only_in("apply", WRITING);
+}
+
+/// A library leaves stdout, stderr and the exit code to the program.
+#[test]
+fn only_main_prints_and_ends_the_process() {
+    const PRINTING: &[&str] =
+        &["print!(", "println!(", "dbg!(", "stdout()", "stderr()", "process::exit", "ExitCode"];
+    only_in("main", PRINTING);
+}
+
+fn only_in(may: &str, words: &[&str]) {
+    for entry in fs::read_dir("src").unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        if name == may || path.is_dir() {
+            continue;
+        }
+        for file in room(name) {
+            let code = code(&file);
+            for word in words {
+                assert!(!code.contains(word), "{} mentions {word}", file.display());
+            }
+        }
+    }
+}
+
 /// What `crate::` is followed by: one name, or a list of them in braces.
 fn rooms_at(code: &str) -> Vec<&str> {
     let no_name = |it: char| !it.is_alphanumeric();

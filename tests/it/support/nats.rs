@@ -172,6 +172,10 @@ impl Nats {
         self.process.as_ref().expect("the server runs").pid()
     }
 
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.as_ref().expect("the server runs").signal(signal);
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("nats://{}", self.address)
     }
@@ -205,10 +209,6 @@ impl Nats {
                 Some(Err(why.to_owned()))
             })
         })
-    }
-
-    pub(crate) fn signal(&self, signal: Signal) {
-        self.process.as_ref().expect("the server runs").signal(signal);
     }
 
     /// What `nats-server -t` says to the main config. An error: that it is not acceptable.
