@@ -1,12 +1,13 @@
 //! Where users and roles come from.
 
+mod api;
 mod http;
 mod realtime;
 mod record;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 pub mod sse;
-mod view;
+pub mod view;
 
 use std::{error::Error, io, path::PathBuf, time::Duration};
 
@@ -16,7 +17,6 @@ pub use http::Http;
 pub use record::{Field, Schema};
 #[cfg(feature = "sqlite")]
 pub use sqlite::Sqlite;
-pub use view::{VIEW_ID, export_view_query};
 
 /// A place that knows the users and roles.
 ///
@@ -286,6 +286,11 @@ impl SourceError {
             SourceError::Certificates(_) => {
                 "`ca_file` must be a PEM file; the system's authorities are in the package \
                  `ca-certificates`"
+                    .into()
+            }
+            SourceError::Unreachable { url, .. } if url.starts_with("https:") => {
+                "is PocketBase running, is `url` its address, and is the authority of its \
+                 certificate known to the system or in `ca_file`?"
                     .into()
             }
             SourceError::Unreachable { .. } => {

@@ -12,7 +12,7 @@ use std::{
 use pb_nats::{
     auth::Snapshot,
     options::{PocketBaseOptions, Secret},
-    source::{PocketBase, Schema, Source as _, SourceError, export_view_query},
+    source::{PocketBase, Schema, Source as _, SourceError, view::export_view_query},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -690,6 +690,10 @@ fn a_listing_that_changes_meanwhile_is_read_again() {
     assert_eq!(read(&mut source).unwrap(), snapshot(&from_file(&pb)));
 }
 
+fn token_in(head: &str) -> &str {
+    head.lines().find(|it| it.to_lowercase().starts_with("authorization:")).unwrap()
+}
+
 #[test]
 fn failures_on_the_way_are_told_and_pass() {
     type Expected<'a> = &'a dyn Fn(&SourceError) -> bool;
@@ -704,6 +708,11 @@ fn failures_on_the_way_are_told_and_pass() {
             (None, _) | (Some(_), false) => Fate::Pass,
             (Some("hang"), _) => Fate::Hang,
             (Some("cut"), _) => Fate::Cut(2000),
+            (Some("echo"), _) => Fate::Answer(format!("200 OK\n<pre>{}", token_in(head))),
+            (Some("echo JSON"), _) => {
+                Fate::Answer(format!("200 OK\n{}", json!({ "head": token_in(head) })))
+            }
+            (Some("echo failure"), _) => Fate::Answer(format!("502 Bad\n<pre>{}", token_in(head))),
             (Some("redirect"), _) => Fate::Redirect(301, "https://other.example/pb?secret".into()),
             (Some(answer), _) => Fate::Answer((*answer).to_owned()),
         }
@@ -715,13 +724,16 @@ fn failures_on_the_way_are_told_and_pass() {
     let mut source = open(&options);
     let long = format!("502 Bad\n<html>\n{}", "<p>sorry\n".repeat(500));
     let status = |error: &SourceError, it| matches!(error, SourceError::Status { status, .. } if *status == it);
-    let cases: [(&'static str, Expected<'_>); 9] = [
+    let cases: [(&'static str, Expected<'_>); 12] = [
         ("500 Oops\n{\"status\":500,\"message\":\"Something went wrong.\"}", &|it| status(it, 500)),
         ("429 Many\n{\"status\":429,\"message\":\"Too many requests.\"}", &|it| status(it, 429)),
         ("403 No\n<html>a proxy's page</html>", &|it| status(it, 403)),
         (Box::leak(long.into_boxed_str()), &|it| status(it, 502)),
         ("200 OK\n<html>hello</html>", &|it| matches!(it, SourceError::NotPocketBase { .. })),
         ("200 OK\n{\"items\":[]}", &|it| matches!(it, SourceError::NotPocketBase { .. })),
+        ("echo", &|it| matches!(it, SourceError::NotPocketBase { .. })),
+        ("echo JSON", &|it| matches!(it, SourceError::NotPocketBase { .. })),
+        ("echo failure", &|it| status(it, 502)),
         ("hang", &|it| matches!(it, SourceError::Slow { .. })),
         ("cut", &|it| matches!(it, SourceError::Unreachable { .. })),
         (
