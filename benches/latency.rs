@@ -145,7 +145,7 @@ fn make_view(pb: &Pb) -> Result<()> {
     };
     let options = PocketBaseOptions::default();
     let (users, roles) = (schema(&options.user_collection)?, schema(&options.role_collection)?);
-    let query = source::export_view_query(&options, &users, &roles)?;
+    let query = source::view::export_view_query(&options, &users, &roles)?;
     let view = json!({ "name": options.export_view, "type": "view", "viewQuery": query });
     pb.ask("POST", "/api/collections", &view);
     Ok(())

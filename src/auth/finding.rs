@@ -77,6 +77,9 @@ pub enum Problem {
     NotText,
     /// An entry is not a subject.
     Subject(BadSubject),
+    /// nats-server lets a subscription to `a.>` pass for an allowed `a.*`, and here nothing can be
+    /// denied against that without denying what is allowed.
+    Wider,
     /// nats-server knows no such connection type.
     ConnectionType,
     /// The field is not a bool.
@@ -182,6 +185,12 @@ impl Problem {
             Problem::Subject(_) => {
                 ("bad_subject", "it is not a subject", "correct the subject, such as a.*.c or a.>")
             }
+            Problem::Wider => (
+                "wider",
+                "nats-server takes a subscription with `>` in the place of the last `*` for it, and \
+                 denying that would deny another permission",
+                "list the subjects one by one, or move those below it elsewhere",
+            ),
             Problem::ConnectionType => (
                 "connection_type",
                 "there is no such connection type",

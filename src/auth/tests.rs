@@ -212,6 +212,28 @@ fn what_a_user_may_do_comes_from_roles_and_own_permissions() {
 }
 
 #[test]
+fn one_level_is_not_all_levels() {
+    let subscribing = |to: Value| {
+        let roles = vec![role("r", "r", json!({ "sub": to }))];
+        let text = rendered(vec![user("u", json!({"username": "ann", "roles": ["r"]}))], roles);
+        let rules = text.lines().skip_while(|it| !it.starts_with("  R = "));
+        let finding = text.lines().any(|it| it.starts_with("! nats_roles/r"));
+        (rules.skip(2).next().unwrap().trim().to_owned(), finding)
+    };
+    for (to, written, finding) in [
+        (json!(["a.*"]), r#"subscribe = {allow: "a.*", deny: "a.*.>"}"#, false),
+        (json!(["*"]), r#"subscribe = {allow: "*", deny: "*.>"}"#, false),
+        (json!(["a.* q"]), r#"subscribe = {allow: "a.* q", deny: "a.*.>"}"#, false),
+        (json!(["a.*", "a.>"]), r#"subscribe = ["a.*", "a.>"]"#, false),
+        (json!(["*", ">"]), r#"subscribe = ["*", ">"]"#, false),
+        (json!(["a.*.c"]), r#"subscribe = "a.*.c""#, false),
+        (json!(["a.*", "a.b.c"]), r#"subscribe = ["a.*", "a.b.c"]"#, true),
+    ] {
+        assert_eq!(subscribing(to.clone()), (written.to_owned(), finding), "{to}");
+    }
+}
+
+#[test]
 fn a_placeholder_never_widens_what_it_stands_in() {
     let roles = || {
         vec![role(

@@ -22,7 +22,7 @@ use super::{
     view::Row,
 };
 use crate::{
-    auth::Snapshot,
+    auth::{RoleRecord, Snapshot, UserRecord},
     options::{PocketBaseOptions, Secret},
 };
 
@@ -160,8 +160,16 @@ impl Http {
     async fn listing(&self) -> Result<Snapshot, SourceError> {
         let mut before = None;
         for _ in 0..READINGS {
-            let now = self.one_listing().await?;
-            if before.as_ref() == Some(&now) {
+            let roles = self.roles().await?;
+            let (users, pages) = self.users().await?;
+            let now = Snapshot { users, roles };
+            // One page is read as of one moment. With the same roles before and after it, that
+            // moment is the snapshot's; several pages have to be the same twice.
+            let whole = match pages {
+                1 => self.roles().await? == now.roles,
+                _ => before.as_ref() == Some(&now),
+            };
+            if whole {
                 self.look_closer(&now).await?;
                 return Ok(now);
             }
@@ -170,29 +178,32 @@ impl Http {
         Err(SourceError::Torn { readings: READINGS })
     }
 
-    async fn one_listing(&self) -> Result<Snapshot, SourceError> {
+    /// The users, and how many pages they were on.
+    async fn users(&self) -> Result<(Vec<UserRecord>, usize), SourceError> {
         let names = &self.names;
-        let mut snapshot = Snapshot::default();
-        let fields = names.of_user();
-        let users = self.list(&names.users, &fields, |mut record| {
+        let mut users = Vec::new();
+        let pages = self.list(&names.users, |mut record| {
             if !is_of_auth_collection(&record) {
                 record.remove("email");
             }
-            snapshot.users.push(names.user(|name| record.remove(name))?);
+            users.push(names.user(|name| record.remove(name))?);
             Ok(())
         });
-        match users.await {
+        match pages.await {
             Err(SourceError::NoField { field, .. }) if field == names.password => {
-                return Err(self.no_password(self.schema(&names.users).await?.as_ref()));
+                Err(self.no_password(self.schema(&names.users).await?.as_ref()))
             }
-            result => result?,
+            pages => pages.map(|it| (users, it)),
         }
-        self.list(&names.roles, &Names::of_role(), |mut record| {
-            snapshot.roles.push(names.role(|name| record.remove(name))?);
+    }
+
+    async fn roles(&self) -> Result<Vec<RoleRecord>, SourceError> {
+        let mut roles = Vec::new();
+        let pages = self.list(&self.names.roles, |mut record| {
+            roles.push(self.names.role(|name| record.remove(name))?);
             Ok(())
-        })
-        .await?;
-        Ok(snapshot)
+        });
+        pages.await.map(|_| roles)
     }
 
     /// Looks for what cannot be told from these records.
@@ -232,21 +243,22 @@ impl Http {
         }
     }
 
-    /// Calls `each` for every record of a collection, in the order of their ids.
+    /// Calls `each` for every record of a collection, in the order of their ids. Returns how many
+    /// pages that took.
     ///
-    /// Page numbers would skip records while others are deleted. The last id does not.
+    /// Page numbers would skip records while others are deleted. The last id does not. To ask for
+    /// some fields only would take PocketBase twice as long.
     async fn list(
         &self,
         collection: &str,
-        fields: &[&str],
         mut each: impl FnMut(Map<String, Value>) -> Result<(), SourceError>,
-    ) -> Result<(), SourceError> {
-        let fields = [fields, &["verified"]].concat().join(",");
+    ) -> Result<usize, SourceError> {
         let per_page = PAGE.to_string();
-        let mut last = String::new();
+        let (mut pages, mut last) = (0, String::new());
         loop {
+            pages += 1;
             let filter = format!("id>'{}'", last.replace('\'', "\\'"));
-            let mut query = vec![("perPage", &*per_page), ("sort", "id"), ("fields", &*fields)];
+            let mut query = vec![("perPage", &*per_page), ("sort", "id")];
             if !last.is_empty() {
                 query.push(("filter", &filter));
             }
@@ -261,7 +273,7 @@ impl Http {
             let complete = page.items.len() < PAGE.min(page.per_page);
             page.items.into_iter().try_for_each(&mut each)?;
             if complete {
-                return Ok(());
+                return Ok(pages);
             }
         }
     }
