@@ -179,6 +179,11 @@ impl Servers {
         })
     }
 
+    /// What an order to reload would do, or why it would come to nothing. Nobody is told anything.
+    pub fn rehearse(&self) -> Vec<Result<String, ServerError>> {
+        self.reload.rehearse()
+    }
+
     /// What each server runs now, or why it cannot be asked. Empty: there is no way to ask.
     pub async fn running(&mut self) -> Vec<Result<Running, ServerError>> {
         let answers = self.look(LOOK, Breadth::Everyone).await;

@@ -216,9 +216,9 @@ fn one_level_is_not_all_levels() {
     let subscribing = |to: Value| {
         let roles = vec![role("r", "r", json!({ "sub": to }))];
         let text = rendered(vec![user("u", json!({"username": "ann", "roles": ["r"]}))], roles);
-        let rules = text.lines().skip_while(|it| !it.starts_with("  R = "));
+        let mut rules = text.lines().skip_while(|it| !it.starts_with("  R = "));
         let finding = text.lines().any(|it| it.starts_with("! nats_roles/r"));
-        (rules.skip(2).next().unwrap().trim().to_owned(), finding)
+        (rules.nth(2).unwrap().trim().to_owned(), finding)
     };
     for (to, written, finding) in [
         (json!(["a.*"]), r#"subscribe = {allow: "a.*", deny: "a.*.>"}"#, false),
