@@ -73,7 +73,8 @@ pub struct Applied {
     pub main_changed: Option<SystemTime>,
     /// What servers that were proven to run this very file said of their config.
     pub proven: BTreeSet<String>,
-    hash: String,
+    /// Names what it holds.
+    pub hash: String,
     judge: Option<Judge>,
     main_config: Option<PathBuf>,
     digest: OnceCell<Result<Option<Digest>, String>>,

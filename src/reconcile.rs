@@ -171,10 +171,11 @@ impl<S: Source> Reconciler<S> {
     /// Safe to call at any time and any number of times. When nothing differs, nothing is touched.
     pub async fn pass(&mut self, consent: Consent) -> Result<Converged, ReconcileError> {
         let begun = Instant::now();
-        let snapshot = self.source.snapshot().await?;
+        // First: else another pass could write what is newer than this look.
         let _lock = self.file.lock_for_a_pass().await?;
         let current = self.file.read(consent.adopt)?; // refuses a file that we did not write
         let main_config = self.file.main_config()?;
+        let snapshot = self.source.snapshot().await?;
         let plan = self.decide(&snapshot, &current, main_config.as_ref());
         self.note(&plan.findings);
 

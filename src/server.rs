@@ -40,8 +40,8 @@ pub struct Servers {
     reload: Reload,
     timeout: Duration,
     known: Vec<Known>,
-    /// When the file was replaced that all this is about.
-    written: Option<SystemTime>,
+    /// The hash of the file that all this is about.
+    file: String,
     /// Whether an order to reload was taken since.
     ordered: bool,
 }
@@ -174,7 +174,7 @@ impl Servers {
             reload: Reload::new(options, folder)?,
             timeout: options.reload_timeout,
             known: Vec::new(),
-            written: None,
+            file: String::new(),
             ordered: false,
         })
     }
@@ -205,6 +205,7 @@ impl Servers {
         let answers = self.look(LOOK, Breadth::Everyone).await;
         let digest = digest(file, self.timeout).await;
         let wanted = Wanted { file, digest, ordered: None };
+        self.turn_to(file, &answers);
         self.judge(&answers, &wanted);
         self.outcomes(answers, &wanted, &[], &BTreeMap::new())
     }
@@ -234,9 +235,7 @@ impl Servers {
         let mut wanted = Wanted { file, digest: None, ordered: None };
         let patience = if file.changed { GLANCE } else { LOOK };
         let mut answers = self.look(patience, Breadth::Everyone).await;
-        if file.changed || self.written != Some(file.written) {
-            self.file_was_replaced(file, &answers);
-        }
+        self.turn_to(file, &answers);
         if !file.changed {
             wanted.digest = digest(file, self.timeout).await;
             self.judge(&answers, &wanted);
@@ -330,9 +329,12 @@ impl Servers {
         answers
     }
 
-    /// Whatever was proven was proven of the former file.
-    fn file_was_replaced(&mut self, file: &Applied, answers: &[Answer]) {
-        self.written = Some(file.written);
+    /// Forgets what was proven of another file, which we or another process has replaced.
+    fn turn_to(&mut self, file: &Applied, answers: &[Answer]) {
+        if !file.changed && self.file == file.hash {
+            return;
+        }
+        self.file.clone_from(&file.hash);
         self.ordered = false;
         for known in &mut self.known {
             let proven = known.proven.take();

@@ -63,6 +63,16 @@ pub enum Grant {
     Own(Box<Rules>),
 }
 
+impl Grant {
+    /// The role, if it is one as it is.
+    pub(super) fn role(&self) -> Option<&Arc<str>> {
+        match self {
+            Grant::Role(name) => Some(name),
+            Grant::Defaults | Grant::Own(_) => None,
+        }
+    }
+}
+
 /// What may be published, subscribed to and answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
@@ -229,7 +239,8 @@ fn unambiguous<'a>(
             about_name(Problem::NameCase, Effect::Kept);
         }
         let nkey = record.nkey.as_str();
-        if !nkey.is_empty() && nkeys[nkey] > 1 {
+        // Anything else is left out later, and not shown.
+        if is_public_nkey(nkey) && nkeys[nkey] > 1 {
             finding("nkey", nkey, Problem::NkeyTwice, Effect::LeftOut);
             return false;
         }
@@ -261,7 +272,8 @@ fn judge(
             return None;
         }
         Err(problem) => {
-            left_out("nkey", &quoted(&record.nkey), problem);
+            // It may well be the private key.
+            left_out("nkey", "", problem);
             return None;
         }
     };
@@ -735,13 +747,8 @@ fn identifiers(
     roles: &[RoleRecord],
     users: &BTreeMap<String, User>,
 ) -> HashMap<Arc<str>, Arc<str>> {
-    let used: BTreeSet<&str> = users
-        .values()
-        .filter_map(|it| match &it.grant {
-            Grant::Role(id) => Some(&**id),
-            Grant::Defaults | Grant::Own(_) => None,
-        })
-        .collect();
+    let used: BTreeSet<&str> =
+        users.values().filter_map(|it| it.grant.role().map(|id| &**id)).collect();
     let mut used: Vec<&RoleRecord> = roles.iter().filter(|it| used.contains(&*it.id)).collect();
     used.sort_by_key(|it| (&it.name, &it.id));
     let mut taken = BTreeSet::new();

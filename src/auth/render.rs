@@ -28,6 +28,7 @@ const TAKEN: &[&str] = &[
     "AUTH_CALLOUT",
     "AUTH_HOOK",
     "AUTH_USERS",
+    "DEFAULT_PERMISSION",
     "DEFAULT_PERMISSIONS",
     "DEFAULT_SENTINEL",
     "FALSE",
@@ -148,36 +149,46 @@ fn write(out: &mut String, desired: &Desired) -> std::fmt::Result {
     }
     writeln!(out, "\n  # Users\n  users = [")?;
     for (login, user) in &desired.users {
-        let login = quote(login);
-        match &user.credential {
-            Credential::Nkey => write!(out, "    {{nkey: {login}")?,
-            Credential::Password(hash) => {
-                write!(out, "    {{user: {login}, password: {}", quote(&hash.0))?;
-            }
-        }
-        match &user.grant {
-            Grant::Defaults => (),
-            Grant::Role(name) => write!(out, ", permissions: ${name}")?,
-            Grant::Own(rules) => {
-                write!(out, ", permissions: {{")?;
-                write_rules(out, rules, ", ", "")?;
-                write!(out, "}}")?;
-            }
-        }
-        if !user.connection_types.is_empty() {
-            let types: Vec<_> = user.connection_types.iter().map(|it| quote(it.as_str())).collect();
-            write!(out, ", allowed_connection_types: [{}]", types.join(", "))?;
-        }
-        writeln!(out, "}}")?;
+        write_user(out, login, user)?;
     }
     if desired.users.is_empty() {
         // To nats-server no users means that everyone may do everything.
-        let (user, hash) = (quote(LOCKED_USER), quote(LOCKED_HASH));
-        write!(out, "    {{user: {user}, password: {hash}, permissions: {{")?;
-        write_rules(out, &Rules::default(), ", ", "")?;
-        writeln!(out, "}}}}")?;
+        write_user(out, LOCKED_USER, &locked())?;
     }
     writeln!(out, "  ]\n}}")
+}
+
+/// The user that nobody can be, and that may do nothing.
+fn locked() -> User {
+    User {
+        credential: Credential::Password(PasswordHash(LOCKED_HASH.to_owned())),
+        grant: Grant::Own(Box::default()),
+        connection_types: BTreeSet::new(),
+    }
+}
+
+fn write_user(out: &mut String, login: &str, user: &User) -> std::fmt::Result {
+    let login = quote(login);
+    match &user.credential {
+        Credential::Nkey => write!(out, "    {{nkey: {login}")?,
+        Credential::Password(hash) => {
+            write!(out, "    {{user: {login}, password: {}", quote(&hash.0))?;
+        }
+    }
+    match &user.grant {
+        Grant::Defaults => (),
+        Grant::Role(name) => write!(out, ", permissions: ${name}")?,
+        Grant::Own(rules) => {
+            write!(out, ", permissions: {{")?;
+            write_rules(out, rules, ", ", "")?;
+            write!(out, "}}")?;
+        }
+    }
+    if !user.connection_types.is_empty() {
+        let types: Vec<_> = user.connection_types.iter().map(|it| quote(it.as_str())).collect();
+        write!(out, ", allowed_connection_types: [{}]", types.join(", "))?;
+    }
+    writeln!(out, "}}")
 }
 
 fn write_rules(out: &mut String, rules: &Rules, between: &str, indent: &str) -> std::fmt::Result {
@@ -239,7 +250,7 @@ fn desired(entries: &[Entry]) -> Result<Desired, ConfError> {
 
 fn authorization(block: &Entry) -> Result<Desired, ConfError> {
     let mut desired = Desired::default();
-    let mut users = None;
+    let (mut defaults, mut users) = (None, None);
     for entry in block.value.entries() {
         match entry.key.as_str() {
             "timeout" => {
@@ -251,20 +262,33 @@ fn authorization(block: &Entry) -> Result<Desired, ConfError> {
                         what: "expected a number of seconds",
                     })?);
             }
-            "default_permissions" => desired.defaults = rules(&entry.value, entry)?,
+            "default_permissions" => defaults = Some(rules(&entry.value, entry)?),
             "users" if users.is_none() => users = Some(entry),
-            role if users.is_none() => {
+            role if users.is_none() && identifier(role) == role => {
                 desired.roles.insert(role.into(), rules(&entry.value, entry)?);
             }
             _ => return unexpected(entry),
         }
     }
-    let users = users.ok_or(ConfError { line: block.line, what: "expected `users`" })?;
+    // Without either, everything would be allowed to someone.
+    let (Some(defaults), Some(users)) = (defaults, users) else { return unexpected(block) };
+    desired.defaults = defaults;
     for item in users.value.items() {
         let (login, user) = user(item, users, &desired)?;
-        if login != LOCKED_USER {
-            desired.users.insert(login, user);
+        let new = desired.users.insert(login, user).is_none();
+        if !new {
+            return unexpected(users);
         }
+    }
+    match desired.users.remove(LOCKED_USER) {
+        None if !desired.users.is_empty() => (),
+        Some(user) if desired.users.is_empty() && user == locked() => (),
+        None | Some(_) => return unexpected(users),
+    }
+    // nats-server takes a role that nobody has for a mistake.
+    let used: BTreeSet<_> = desired.users.values().filter_map(|it| it.grant.role()).collect();
+    if used.len() < desired.roles.len() {
+        return unexpected(block);
     }
     Ok(desired)
 }

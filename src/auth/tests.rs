@@ -281,9 +281,13 @@ fn only_bcrypt_hashes_become_passwords() {
     ] {
         assert!(!ok(bad), "{bad}");
     }
-    let shown =
-        users_of(vec![user("u", json!({"username": "ann", "password": "open sesame"}))], vec![]);
-    assert!(!shown.contains("sesame"), "nor is what may be a password shown: {shown}");
+    for secret in [json!({"password": "open sesame"}), json!({"nkey": "SUAopensesame"})] {
+        let mut record = json!({"username": "ann"});
+        record.as_object_mut().unwrap().extend(secret.as_object().unwrap().clone());
+        let twin = json!({"username": "bob", "nkey": record["nkey"]});
+        let shown = users_of(vec![user("u", record), user("v", twin)], vec![]);
+        assert!(!shown.contains("sesame"), "nor is what may be a secret shown: {shown}");
+    }
 }
 
 #[test]
@@ -436,6 +440,18 @@ fn a_file_that_is_not_just_what_we_write_is_not_taken_for_it() {
         whole.replace("password: \"", "password: $X, p: \""),
     ] {
         assert!(matches!(parse(&edited), Found::Torn(_)), "{edited}");
+    }
+    let locked = rendered(vec![], vec![]);
+    let nobody = locked.lines().filter(|it| !it.contains("pb-nats-locked\","));
+    let role = "FOO = {\npublish = \">\"\nsubscribe = \">\"\n}\n";
+    for open in [
+        nobody.collect::<Vec<_>>().join("\n"),
+        locked.replace("{deny: \">\"}, subscribe", "\">\", subscribe"),
+        whole.replace("default_permissions", "FOO"),
+        whole.replace("  # Users", role),
+        whole.replace("  # Users", &role.replace("FOO", "permissions")),
+    ] {
+        assert!(matches!(parse(&open), Found::Torn(_)), "it may let in more than it says: {open}");
     }
     assert_eq!(parse(" \n"), Found::Empty);
     assert_eq!(parse("authorization {}"), Found::Foreign);

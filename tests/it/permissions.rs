@@ -218,6 +218,7 @@ fn no_role_name_breaks_the_file() {
         "token",
         "TIMEOUT",
         "permissions",
+        "default_permission",
         "default_permissions",
         "auth_callout",
         "auth_hook",
@@ -251,7 +252,10 @@ fn no_role_name_breaks_the_file() {
         let mut users: Vec<_> =
             numbered().map(|(n, _)| user(&format!("u{n}"), &[&format!("r{n}")])).collect();
         users.push(user("lost", &["ghost"]));
+        users.push(user("plain", &[]));
         let nats = serving(version, &users, &roles);
+        let mut plain = nats.client("plain", PASSWORD);
+        assert!(plain.may_publish("PUBLIC.x"), "{version:?}");
         for (n, name) in numbered() {
             let mut client = nats.client(&format!("u{n}"), PASSWORD);
             assert!(client.may_publish(&format!("s{n}")), "{version:?} {name:?}");
@@ -259,6 +263,7 @@ fn no_role_name_breaks_the_file() {
                 !client.may_publish(&format!("s{}", n + 1)) && !client.may_publish("PUBLIC.x"),
                 "{version:?} {name:?}"
             );
+            assert!(!plain.may_publish(&format!("s{n}")), "{version:?}: {name:?} is no default");
         }
         assert!(
             !nats.accepts("lost", PASSWORD),

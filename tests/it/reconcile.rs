@@ -212,6 +212,43 @@ fn a_second_run_is_refused_and_once_works_beside_the_first() {
     assert!(next.terminate().success(), "a lock does not outlive its holder");
 }
 
+/// Whoever wrote the file may have failed to load it.
+#[test]
+fn a_file_that_another_process_wrote_has_to_be_proven_anew() {
+    let (pb, nats, mut pb_nats, clerk) = town();
+    pb.user("bob", PASSWORD, &clerk.role);
+    pb_nats.set("pocketbase.resync_interval", "1s");
+    let running = pb_nats.run();
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+    // So that it is not stopped in the middle of a pass.
+    let lock = fs::File::open(nats.dir().join(".auth.conf.lock")).unwrap();
+    lock.lock().unwrap();
+    running.signal(Signal::STOP);
+    lock.unlock().unwrap();
+    pb.update("nats_users", &clerk.ann, &json!({"active": false}));
+    pb_nats.set("nats.pid_file", "nowhere.pid");
+    pb_nats.once().exits(1);
+    assert!(nats.accepts("ann", PASSWORD));
+    running.signal(Signal::CONT);
+    eventually("ann is out", || (!nats.accepts("ann", PASSWORD)).then_some(()));
+    assert!(nats.accepts("bob", PASSWORD));
+}
+
+/// Else it would write what another pass has since found out to be wrong.
+#[test]
+fn a_pass_reads_the_records_when_no_other_is_under_way() {
+    let (mut pb, nats, pb_nats, _) = town();
+    let other = fs::File::create(nats.dir().join(".auth.conf.lock")).unwrap();
+    other.lock().unwrap();
+    pb.stop();
+    let once = pb_nats.run_with(&["once"]);
+    assert!(once.ended(Duration::from_secs(1)).is_none(), "{:?}", once.lines());
+    pb.resume();
+    other.unlock().unwrap();
+    once.wait_for(|it| it.contains("1 user added"));
+    assert!(nats.accepts("ann", PASSWORD));
+}
+
 #[test]
 fn hangup_reads_the_settings_again_and_bad_ones_change_nothing() {
     let (pb, nats, mut pb_nats, _) = town();
