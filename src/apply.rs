@@ -5,6 +5,7 @@ mod main_config;
 use std::{
     collections::BTreeSet,
     ffi::OsStr,
+    fmt::Write as _,
     io::{self, Write as _},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
@@ -390,8 +391,8 @@ impl AuthFile {
         if applied.proven == *proven {
             return;
         }
-        let mut lines = format!("{}\n", applied.hash);
-        proven.iter().for_each(|it| lines.extend([it, "\n"]));
+        let marks = proven.iter().map(String::as_str);
+        let lines = [applied.hash.as_str()].into_iter().chain(marks).collect::<Vec<_>>().join("\n");
         let path = self.beside("proven");
         let noted = tempfile::Builder::new()
             .prefix(".pb-nats-")
@@ -654,7 +655,11 @@ async fn run(program: &Path, arguments: &[&OsStr]) -> io::Result<std::process::O
 
 /// Names the text, so that the same text is known again.
 fn hash(text: &str) -> String {
-    Sha256::digest(text).iter().take(16).map(|it| format!("{it:02x}")).collect()
+    let mut hash = String::new();
+    for byte in &Sha256::digest(text)[..16] {
+        write!(hash, "{byte:02x}").expect("a String takes everything");
+    }
+    hash
 }
 
 /// The program, in `PATH` if it is a mere name.

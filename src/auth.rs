@@ -20,4 +20,4 @@ pub use desired::{
 pub use finding::{Effect, Finding, Problem};
 pub use render::{Found, dated, parse, render, stamp};
 pub use snapshot::{PasswordHash, Permissions, RoleRecord, Snapshot, UserRecord};
-pub use subject::{BadSubject, Subject};
+pub use subject::{BadSubject, Subject, check_template};

@@ -8,7 +8,7 @@ use crate::{
     apply::{Adopt, AuthFile, Placement},
     options::Options,
     reconcile::{Plan, Reconciler, chain},
-    server::State,
+    server::{Servers, State},
     source::PocketBase,
 };
 
@@ -40,18 +40,51 @@ pub enum Verdict {
 pub async fn check(options: &Options) -> Vec<Line> {
     let mut lines = vec![Line::good("settings: read and understood")];
     lines.extend(options.notes().into_iter().map(|it| Line::doubtful(it, None)));
+    lines.push(Line::good(
+        "users: in nats-server's global account; its other accounts are not touched",
+    ));
     main_config(options, &mut lines);
-    match PocketBase::open(&options.pocketbase) {
-        Ok(source) => match Reconciler::new(source, options) {
-            Ok(mut reconciler) => match reconciler.plan(Adopt::No).await {
-                Ok(plan) => records(&plan, &mut lines),
-                Err(error) => lines.push(Line::wrong(chain(&error), error.hint())),
-            },
-            Err(error) => lines.push(Line::wrong(chain(&error), error.hint())),
-        },
-        Err(error) => lines.push(Line::wrong(chain(&error), error.hint())),
+    servers(options, &mut lines).await;
+    match plan(options).await {
+        Ok(plan) => records(&plan, &mut lines),
+        Err(line) => lines.push(line),
     }
     lines
+}
+
+/// What a pass would do, or why there would be none.
+async fn plan(options: &Options) -> Result<Plan, Line> {
+    let source =
+        PocketBase::open(&options.pocketbase).map_err(|it| Line::wrong(chain(&it), it.hint()))?;
+    let mut reconciler =
+        Reconciler::new(source, options).map_err(|it| Line::wrong(chain(&it), it.hint()))?;
+    reconciler.plan(Adopt::No).await.map_err(|it| Line::wrong(chain(&it), it.hint()))
+}
+
+/// Whether servers can be told to reload, and asked what they run.
+async fn servers(options: &Options, lines: &mut Vec<Line>) {
+    let mut servers = match Servers::new(&options.nats, &options.folder) {
+        Ok(servers) => servers,
+        Err(error) => return lines.push(Line::wrong(chain(&error), error.hint())),
+    };
+    for way in servers.rehearse() {
+        lines.push(match way {
+            Ok(way) => Line::good(&format!("reload: {way}")),
+            Err(error) => Line::wrong(format!("reload: {}", chain(&error)), error.hint()),
+        });
+    }
+    let answers = servers.running().await;
+    if answers.is_empty() {
+        let text = "servers: nothing to ask what they run, so nothing will be proven";
+        let hint = "set `monitor_url` or `system_url` in [nats]";
+        lines.push(Line::doubtful(text.into(), Some(hint.into())));
+    }
+    for answer in answers {
+        lines.push(match answer {
+            Ok(it) => Line::good(&format!("servers: {} answers, version {}", it.name, it.version)),
+            Err(error) => Line::wrong(format!("servers: {}", chain(&error)), error.hint()),
+        });
+    }
 }
 
 /// Whether nats-server takes its users from the auth file.
@@ -64,8 +97,8 @@ fn main_config(options: &Options, lines: &mut Vec<Line>) {
             return;
         }
         Err(error) => {
-            lines.push(Line::wrong(chain(&error), error.hint().map(str::to_owned)));
-            return;
+            let hint = error.hint().map(str::to_owned);
+            return lines.push(Line::wrong(chain(&error), hint));
         }
     };
     let placement = config.placement();

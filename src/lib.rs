@@ -19,6 +19,13 @@
 #![doc = include_str!("../examples/embed.rs")]
 //! ```
 
+#[cfg(not(unix))]
+compile_error!("pb-nats needs signals, file modes and atomic renames as Unix has them");
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub mod options;
 
 pub mod source;

@@ -316,7 +316,8 @@ async fn check(cli: &Cli, arguments: &Check) -> anyhow::Result<ExitCode> {
     if arguments.json {
         print(&format!("{:#}\n", json!(lines)))?;
     } else {
-        print(&lines.iter().map(|it| format!("{it}\n")).collect::<String>())?;
+        let lines: Vec<_> = lines.iter().map(ToString::to_string).collect();
+        print(&(lines.join("\n") + "\n"))?;
     }
     let failed = lines.iter().any(|it| it.verdict == Verdict::Wrong);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })

@@ -40,9 +40,9 @@ pub struct Servers {
     reload: Reload,
     timeout: Duration,
     known: Vec<Known>,
-    /// The hash of the file that was last looked at.
+    /// The hash of the file that all this is about.
     file: String,
-    /// Whether an order to reload was taken since the file was last replaced.
+    /// Whether an order to reload was taken since.
     ordered: bool,
 }
 
@@ -179,6 +179,11 @@ impl Servers {
         })
     }
 
+    /// What an order to reload would do, or why it would come to nothing. Nobody is told anything.
+    pub fn rehearse(&self) -> Vec<Result<String, ServerError>> {
+        self.reload.rehearse()
+    }
+
     /// What each server runs now, or why it cannot be asked. Empty: there is no way to ask.
     pub async fn running(&mut self) -> Vec<Result<Running, ServerError>> {
         let answers = self.look(LOOK, Breadth::Everyone).await;
@@ -200,7 +205,7 @@ impl Servers {
         let answers = self.look(LOOK, Breadth::Everyone).await;
         let digest = digest(file, self.timeout).await;
         let wanted = Wanted { file, digest, ordered: None };
-        self.turn_to(file);
+        self.turn_to(file, &answers);
         self.judge(&answers, &wanted);
         self.outcomes(answers, &wanted, &[], &BTreeMap::new())
     }
@@ -228,15 +233,11 @@ impl Servers {
     /// A server that already does is not disturbed, and one that is down keeps no other from it.
     pub async fn converge(&mut self, file: &Applied) -> Vec<Outcome> {
         let mut wanted = Wanted { file, digest: None, ordered: None };
-        let mut answers;
-        if file.changed {
-            answers = self.look(GLANCE, Breadth::Everyone).await;
-            self.file_was_replaced(&answers);
-            self.turn_to(file);
-        } else {
-            answers = self.look(LOOK, Breadth::Everyone).await;
+        let patience = if file.changed { GLANCE } else { LOOK };
+        let mut answers = self.look(patience, Breadth::Everyone).await;
+        self.turn_to(file, &answers);
+        if !file.changed {
             wanted.digest = digest(file, self.timeout).await;
-            self.turn_to(file);
             self.judge(&answers, &wanted);
         }
 
@@ -247,7 +248,8 @@ impl Servers {
             .collect();
         // Who cannot be asked is told once, since nobody knows what it runs.
         let silent = answers.is_empty() || answers.iter().any(|it| it.running.is_err());
-        if stale.is_empty() && (self.ordered || !silent) {
+        let untold = silent && !self.ordered && self.reload.reaches_the_silent();
+        if stale.is_empty() && !untold {
             return self.outcomes(answers, &wanted, &[], &BTreeMap::new());
         }
 
@@ -270,7 +272,7 @@ impl Servers {
         let mut pause = Duration::from_millis(1);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            answers = self.look(left.min(GLANCE), Breadth::Cluster).await;
+            answers = self.look(GLANCE, Breadth::Cluster).await;
             for id in self.judge(&answers, &wanted) {
                 took.insert(id, begun.elapsed());
             }
@@ -289,7 +291,7 @@ impl Servers {
 
     /// Asks every server, and notices which are new, restarted or missing.
     async fn look(&mut self, patience: Duration, breadth: Breadth) -> Vec<Answer> {
-        let mut answers = self.ask.everyone(patience.min(self.timeout), breadth).await;
+        let mut answers = self.ask.everyone(patience, breadth).await;
         let present: BTreeSet<String> = answers
             .iter()
             .filter_map(|it| it.running.as_ref().ok())
@@ -327,26 +329,21 @@ impl Servers {
         answers
     }
 
-    /// Whatever was proven was proven of the former file.
-    fn file_was_replaced(&mut self, answers: &[Answer]) {
+    /// Forgets what was proven of another file, which we or another process has replaced.
+    fn turn_to(&mut self, file: &Applied, answers: &[Answer]) {
+        if !file.changed && self.file == file.hash {
+            return;
+        }
+        self.file.clone_from(&file.hash);
         self.ordered = false;
         for known in &mut self.known {
-            let running = answers.iter().filter_map(|it| it.running.as_ref().ok());
-            let digest = running.into_iter().find(|it| it.id == known.id);
-            known.former = match (digest, known.proven.take()) {
-                (Some(running), _) => running.config_digest.clone(),
-                (None, Some(proven)) => proven.config_digest,
-                (None, None) => known.former.take(),
+            let proven = known.proven.take();
+            let mut running = answers.iter().filter_map(|it| it.running.as_ref().ok());
+            known.former = match running.find(|it| it.id == known.id) {
+                // It was replaced a moment ago, by us.
+                Some(running) if file.changed => running.config_digest.clone(),
+                Some(_) | None => proven.and_then(|it| it.config_digest).or(known.former.take()),
             };
-        }
-    }
-
-    /// Forgets what was proven of another file. Another process may have replaced it.
-    fn turn_to(&mut self, file: &Applied) {
-        if self.file != file.hash {
-            self.file.clone_from(&file.hash);
-            self.forget();
-            self.ordered = false;
         }
     }
 
@@ -422,29 +419,21 @@ impl Servers {
 
     /// There is nobody to ask, so all that can be told is whether the order was taken.
     fn unasked(&self, orders: &[Order]) -> Vec<Outcome> {
-        let outcome = |server: &String, state| Outcome {
-            server: server.clone(),
-            version: None,
-            state,
-            took: None,
-        };
         let why = match self.reload {
             Reload::Command(_) | Reload::Signal(_) => {
                 "reloaded, with nothing to ask whether it took"
             }
             Reload::System | Reload::Nothing => "nothing says how to reload or ask nats-server",
         };
-        let state = |order: &Order| match &order.taken {
-            Err(why) if !matches!(**why, ServerError::NoReload { .. }) => {
-                State::NotInStep { why: why.clone() }
-            }
-            Ok(()) | Err(_) => State::Unverified { why },
+        let outcome = |server| {
+            let order = orders.iter().find(|it| it.target == server);
+            let state = match order.and_then(|it| it.taken.as_ref().err()) {
+                Some(why) => State::NotInStep { why: why.clone() },
+                None => State::Unverified { why },
+            };
+            Outcome { server, version: None, state, took: None }
         };
-        if orders.is_empty() {
-            let targets = self.reload.targets();
-            return targets.iter().map(|it| outcome(it, State::Unverified { why })).collect();
-        }
-        orders.iter().map(|it| outcome(&it.target, state(it))).collect()
+        self.reload.targets().into_iter().map(outcome).collect()
     }
 }
 
@@ -484,7 +473,7 @@ impl Wanted<'_> {
             let former = known.former.is_some() && known.former == running.config_digest;
             let again = self.ordered.is_some() && !self.file.changed;
             let since = self.ordered.map_or(self.file.written, |it| it.max(self.file.written));
-            let loaded = running.loaded > since && !(former && !again);
+            let loaded = running.loaded > since && (again || !former);
             // Unless we just ordered it, nobody knows whether the config that was loaded then
             // included the file. If the main config is another by now, it may not have.
             let another = differs || self.file.main_changed.is_some_and(|it| it > running.loaded);

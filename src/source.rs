@@ -1,12 +1,13 @@
 //! Where users and roles come from.
 
+mod api;
 mod http;
 mod realtime;
 mod record;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 pub mod sse;
-mod view;
+pub mod view;
 
 use std::{error::Error, io, path::PathBuf, time::Duration};
 
@@ -16,7 +17,6 @@ pub use http::Http;
 pub use record::{Field, Schema};
 #[cfg(feature = "sqlite")]
 pub use sqlite::Sqlite;
-pub use view::{VIEW_ID, export_view_query};
 
 /// A place that knows the users and roles.
 ///
@@ -41,9 +41,10 @@ pub trait Source: Send {
 ///
 /// Both read the same records as the same [`Snapshot`].
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a process has one of them")]
 pub enum PocketBase {
     /// Over its web API.
-    Http(Box<Http>),
+    Http(Http),
     /// From its data folder.
     #[cfg(feature = "sqlite")]
     Sqlite(Sqlite),
@@ -61,7 +62,7 @@ impl PocketBase {
             (None, None) => {
                 Err(SourceError::Settings("neither `url` nor `data_dir` is set".into()))
             }
-            (Some(url), None) => Ok(PocketBase::Http(Box::new(Http::open(url, options)?))),
+            (Some(url), None) => Http::open(url, options).map(PocketBase::Http),
             #[cfg(feature = "sqlite")]
             (None, Some(folder)) => Ok(PocketBase::Sqlite(Sqlite::open(folder, options))),
             #[cfg(not(feature = "sqlite"))]
@@ -287,6 +288,11 @@ impl SourceError {
                  `ca-certificates`"
                     .into()
             }
+            SourceError::Unreachable { url, .. } if url.starts_with("https:") => {
+                "is PocketBase running, is `url` its address, and is the authority of its \
+                 certificate known to the system or in `ca_file`?"
+                    .into()
+            }
             SourceError::Unreachable { .. } => {
                 "is PocketBase running, and is `url` its address?".into()
             }
@@ -338,16 +344,13 @@ impl SourceError {
             SourceError::ViewUnknown { view }
             | SourceError::ViewOfOther { view, .. }
             | SourceError::ViewLacks { view, .. } => remake(view),
-            SourceError::NoDatabase(_) => {
+            SourceError::NoDatabase(_) | SourceError::NotPocketBaseData { .. } => {
                 "`data_dir` is the folder that PocketBase calls `pb_data`".into()
             }
             SourceError::Database { .. } => {
                 "run pb-nats as a user who may read and write the folder's files; it only reads, \
                  but SQLite needs a `-shm` file beside a database in use"
                     .into()
-            }
-            SourceError::NotPocketBaseData { .. } => {
-                "`data_dir` is the folder that PocketBase calls `pb_data`".into()
             }
         })
     }

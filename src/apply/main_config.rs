@@ -200,8 +200,7 @@ fn expand(
         if let Some(value) = include.map(str::to_owned) {
             let included = joined(folder(path), &value);
             let target = if real(&included) == *auth_file {
-                entry.key = AUTH_FILE.to_owned();
-                expanded.push(entry.clone());
+                expanded.push(Entry { key: AUTH_FILE.to_owned(), ..entry.clone() });
                 Target::AuthFile
             } else {
                 let target = Target::File(files.len());

@@ -302,7 +302,7 @@ fn judge(
             for part in bases.chain(base).chain([&own]) {
                 rules.add(part, values, &about, findings);
             }
-            Grant::Own(Box::new(rules.into_rules()))
+            Grant::Own(Box::new(rules.into_rules(&about, findings)))
         }
     };
     let login = match credential {
@@ -449,6 +449,7 @@ impl Granted {
             effect,
         };
         let granted = Granted::new(&role.permissions, &about, findings);
+        granted.report_wider(&about, findings);
         let responses = responses(role).unwrap_or_else(|(field, value, problem)| {
             findings.push(about(field, &shown(value), problem, Effect::NotGranted));
             None
@@ -468,13 +469,30 @@ impl Granted {
 
     /// As rules for everyone who has them. `None` if they differ from user to user.
     fn as_they_are(&self) -> Option<Rules> {
-        let subjects = |it: &Entries| Subjects::new(it.allow.clone(), it.deny.clone());
-        (!self.has_templates()).then(|| Rules {
-            publish: subjects(&self.publish),
-            subscribe: subjects(&self.subscribe),
+        if self.has_templates() {
+            return None;
+        }
+        let Entries { allow, deny, .. } = &self.subscribe;
+        Some(Rules {
+            publish: Subjects::new(self.publish.allow.clone(), self.publish.deny.clone()),
+            subscribe: Subjects::subscribing(allow.clone(), deny.clone()).0,
             responses: self.responses,
         })
     }
+
+    /// Reports what nats-server will not keep apart, for rules that are the same for everyone.
+    fn report_wider(&self, about: &About<'_>, findings: &mut Vec<Finding>) {
+        if !self.has_templates() {
+            let Entries { allow, deny, .. } = &self.subscribe;
+            let (_, wider) = Subjects::subscribing(allow.clone(), deny.clone());
+            findings.extend(wider.iter().map(|it| wider_than_said(it, about)));
+        }
+    }
+}
+
+fn wider_than_said(subject: &Subject, about: &About<'_>) -> Finding {
+    let value = quoted(subject.as_str());
+    about("subscribe_permissions", &value, Problem::Wider, Effect::Kept)
 }
 
 /// Reads one list of subjects. `false` if any of it could not be honoured.
@@ -495,10 +513,8 @@ fn read_list(
             None => Err(Problem::NotText),
             Some(text) if subject::is_template(text) => {
                 // Tried once for the role, so that a mistake in it is one finding, not one a user.
-                let values = Values { username: "x", id: "x" };
-                subject::fill(text, values)
-                    .and_then(|filled| parse(&filled))
-                    .map(|_| templates.push(text.to_owned()))
+                subject::check_template(text, parse)
+                    .map(|()| templates.push(text.to_owned()))
                     .map_err(Problem::Subject)
             }
             Some(text) => match parse(text) {
@@ -565,10 +581,12 @@ impl Filled {
         };
     }
 
-    fn into_rules(self) -> Rules {
+    fn into_rules(self, about: &About<'_>, findings: &mut Vec<Finding>) -> Rules {
+        let (subscribe, wider) = Subjects::subscribing(self.subscribe.0, self.subscribe.1);
+        findings.extend(wider.iter().map(|it| wider_than_said(it, about)));
         Rules {
             publish: Subjects::new(self.publish.0, self.publish.1),
-            subscribe: Subjects::new(self.subscribe.0, self.subscribe.1),
+            subscribe,
             responses: self.responses,
         }
     }
@@ -620,6 +638,28 @@ impl Subjects {
             return Subjects::default();
         }
         Subjects { allow, deny }
+    }
+
+    /// The same for subscriptions, where an allowed `a.*` must not become `a.>`.
+    ///
+    /// Also what could not be kept from becoming it, since a narrower permission lies beyond.
+    fn subscribing(
+        allow: BTreeSet<Subject>,
+        mut deny: BTreeSet<Subject>,
+    ) -> (Subjects, Vec<Subject>) {
+        let mut wider = Vec::new();
+        for entry in &allow {
+            let Some(beyond) = entry.beyond() else { continue };
+            if allow.iter().any(|it| it.covers(&beyond)) {
+                continue;
+            }
+            if allow.iter().any(|it| it.overlaps(&beyond)) {
+                wider.push(entry.clone());
+            } else {
+                deny.insert(beyond);
+            }
+        }
+        (Subjects::new(allow, deny), wider)
     }
 
     /// Whether nothing is allowed.
@@ -677,7 +717,9 @@ impl Policy {
             problem,
             effect,
         };
-        Granted::new(&permissions, &about, findings)
+        let defaults = Granted::new(&permissions, &about, findings);
+        defaults.report_wider(&about, findings);
+        defaults
     }
 
     fn about_user(

@@ -1,5 +1,7 @@
 //! The pure room's tables: records in, a file and findings out.
 
+#![expect(clippy::needless_pass_by_value, reason = "so that tables can be written with `json!`")]
+
 use std::{collections::BTreeMap, time::Duration};
 
 use insta::assert_snapshot;
@@ -210,6 +212,28 @@ fn what_a_user_may_do_comes_from_roles_and_own_permissions() {
 }
 
 #[test]
+fn one_level_is_not_all_levels() {
+    let subscribing = |to: Value| {
+        let roles = vec![role("r", "r", json!({ "sub": to }))];
+        let text = rendered(vec![user("u", json!({"username": "ann", "roles": ["r"]}))], roles);
+        let mut rules = text.lines().skip_while(|it| !it.starts_with("  R = "));
+        let finding = text.lines().any(|it| it.starts_with("! nats_roles/r"));
+        (rules.nth(2).unwrap().trim().to_owned(), finding)
+    };
+    for (to, written, finding) in [
+        (json!(["a.*"]), r#"subscribe = {allow: "a.*", deny: "a.*.>"}"#, false),
+        (json!(["*"]), r#"subscribe = {allow: "*", deny: "*.>"}"#, false),
+        (json!(["a.* q"]), r#"subscribe = {allow: "a.* q", deny: "a.*.>"}"#, false),
+        (json!(["a.*", "a.>"]), r#"subscribe = ["a.*", "a.>"]"#, false),
+        (json!(["*", ">"]), r#"subscribe = ["*", ">"]"#, false),
+        (json!(["a.*.c"]), r#"subscribe = "a.*.c""#, false),
+        (json!(["a.*", "a.b.c"]), r#"subscribe = ["a.*", "a.b.c"]"#, true),
+    ] {
+        assert_eq!(subscribing(to.clone()), (written.to_owned(), finding), "{to}");
+    }
+}
+
+#[test]
 fn a_placeholder_never_widens_what_it_stands_in() {
     let roles = || {
         vec![role(
@@ -286,7 +310,7 @@ fn names_in_doubt_are_left_out_and_names_that_deceive_are_reported() {
         user("14", json!({"username": "k1", "nkey": "UABC"})),
         user("15", json!({"username": "k2", "nkey": &NKEY[..55]})),
     ];
-    let text = users_of(users, vec![]);
+    let text = users_of(users, vec![]).replace('\u{200b}', r"\u{200b}");
     // Each finding in short: record, and what came of it.
     let short: String = text
         .lines()
@@ -302,7 +326,7 @@ fn names_in_doubt_are_left_out_and_names_that_deceive_are_reported() {
     {user: "Case", password: "HASH"}
     {user: "case", password: "HASH"}
     {user: "we\"ird\\$FOO {#", password: "HASH"}
-    {user: "zero​width", password: "HASH"}
+    {user: "zero\u{200b}width", password: "HASH"}
     ! nats_users/1 left out of NATS
     ! nats_users/2 left out of NATS
     ! nats_users/3 left out of NATS
@@ -421,7 +445,7 @@ fn a_file_that_is_not_just_what_we_write_is_not_taken_for_it() {
     let nobody = locked.lines().filter(|it| !it.contains("pb-nats-locked\","));
     let role = "FOO = {\npublish = \">\"\nsubscribe = \">\"\n}\n";
     for open in [
-        nobody.map(|it| format!("{it}\n")).collect(),
+        nobody.collect::<Vec<_>>().join("\n"),
         locked.replace("{deny: \">\"}, subscribe", "\">\", subscribe"),
         whole.replace("default_permissions", "FOO"),
         whole.replace("  # Users", role),
@@ -507,7 +531,7 @@ fn events_are_what_happened_to_records() {
 
 #[test]
 fn the_login_timeout_is_written() {
-    let policy = Policy { login_timeout: Some(Duration::from_secs(60)), ..policy() };
+    let policy = Policy { login_timeout: Some(Duration::from_mins(1)), ..policy() };
     let (desired, _) = Desired::new(&Snapshot::default(), &policy);
     let text = render(&desired);
     assert!(text.contains("\n  timeout = 60\n"), "{text}");

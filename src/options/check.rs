@@ -8,10 +8,10 @@ use std::{
 use reqwest::Url;
 
 use super::{
-    AdminOptions, AuthFileOptions, NatsOptions, Options, OptionsError, Place, PocketBaseOptions,
-    Secret, SyncOptions,
+    AdminOptions, AuthFileOptions, NatsOptions, Options, OptionsError, PermissionOptions, Place,
+    PocketBaseOptions, Secret, SyncOptions,
 };
-use crate::auth::MaxRemoved;
+use crate::auth::{MaxRemoved, Subject, check_template};
 
 impl Options {
     /// Refuses settings that contradict each other or make no sense.
@@ -19,6 +19,7 @@ impl Options {
     /// Who brings a [`Source`](crate::source::Source) of their own checks the other sections.
     pub fn check(&self) -> Result<(), OptionsError> {
         self.pocketbase.check()?;
+        self.permissions.check()?;
         self.auth_file.check()?;
         self.nats.check()?;
         self.sync.check()?;
@@ -68,6 +69,24 @@ impl Options {
             "`sync.max_removed` is 100%: only the loss of all records is held back",
         );
         notes
+    }
+}
+
+impl PermissionOptions {
+    /// See [`Options::check`].
+    pub fn check(&self) -> Result<(), OptionsError> {
+        let publish = ("permissions.default_publish", &self.default_publish, Subject::parse as _);
+        let parse: fn(&str) -> _ = Subject::parse_subscription;
+        let subscribe = ("permissions.default_subscribe", &self.default_subscribe, parse);
+        for (setting, subjects, parse) in [publish, subscribe] {
+            for subject in subjects {
+                if let Err(why) = check_template(subject, parse) {
+                    let problem = format!("{subject:?} is not a subject: {why}");
+                    refuse(true, setting, &problem, "write subjects such as \"a.*.c\" or \"a.>\"")?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -222,7 +241,7 @@ impl NatsOptions {
             web_address("nats.monitor_url", url)?;
         }
         if let Some(url) = &self.system_url {
-            address("nats.system_url", url, &["nats", "tls", "ws", "wss"])?;
+            address("nats.system_url", url, &["nats", "tls"])?;
         }
         one_of(
             "nats",

@@ -84,7 +84,8 @@ pub enum ServerError {
     },
     /// It was told to reload, and still runs something else.
     #[error(
-        "{server} does not run the file {after:?} after it was told to reload; its log says why"
+        "{server} does not run the file {after:?} after it was told to reload{}",
+        refusal.as_ref().map_or("; its log says why".into(), |it| format!(": {it}"))
     )]
     NotLoaded {
         /// Whom.
@@ -214,6 +215,11 @@ impl ServerError {
                 _ => "is nats-server running there? While it reloads it takes no new connections"
                     .into(),
             },
+            ServerError::Silent { .. } => {
+                "with very many clients a server may be busy with a reload; \
+                over the system account, the user must have all its rights"
+                    .into()
+            }
             ServerError::NotSystem { .. } => {
                 "it must be a user of the account that `system_account` \
                 names in nats-server's config"
@@ -233,7 +239,6 @@ impl ServerError {
             | ServerError::CommandFailed { .. }
             | ServerError::Signal { .. }
             | ServerError::Credentials { .. }
-            | ServerError::Silent { .. }
             | ServerError::Lost { .. }
             | ServerError::Monitor { .. } => return None,
         };

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group, test_kill_process};
 use tokio::{io::AsyncReadExt as _, net::unix::pipe, process, time, time::Instant};
 
 use super::{Running, ServerError, ask::Ask};
@@ -78,6 +78,33 @@ impl Reload {
         }
     }
 
+    /// Whether an order gets to servers that cannot be asked.
+    pub(super) fn reaches_the_silent(&self) -> bool {
+        match self {
+            Reload::Command(_) | Reload::Signal(_) => true,
+            Reload::System | Reload::Nothing => false,
+        }
+    }
+
+    /// What an order to reload would do, or why it would come to nothing. Nobody is told anything.
+    pub(super) fn rehearse(&self) -> Vec<Result<String, ServerError>> {
+        match self {
+            Reload::Command(command) => vec![command.found()],
+            Reload::Signal(files) => {
+                let rehearse = |path: &PathBuf| {
+                    let pid = nats_server(path)?;
+                    test_kill_process(pid).map_err(|it| cannot_signal(pid, it.into()))?;
+                    Ok(format!("by SIGHUP to nats-server, process {}", pid.as_raw_nonzero()))
+                };
+                files.iter().map(rehearse).collect()
+            }
+            Reload::System => vec![Ok("over the system account".into())],
+            Reload::Nothing => {
+                vec![Err(ServerError::NoReload { server: "nats-server".into() })]
+            }
+        }
+    }
+
     /// Orders the stale servers to reload; or all of them, if they cannot be told apart.
     pub(super) async fn order(
         &self,
@@ -103,18 +130,32 @@ impl Reload {
                 join_all(each).await
             }
             (Reload::System | Reload::Nothing, _) => {
-                let no =
-                    |server: String| order(server.clone(), Err(ServerError::NoReload { server }));
-                if stale.is_empty() {
-                    return self.targets().into_iter().map(no).collect();
-                }
-                stale.iter().map(|it| no(it.id.clone())).collect()
+                let no = |it: &&Running| {
+                    order(it.id.clone(), Err(ServerError::NoReload { server: it.name.clone() }))
+                };
+                stale.iter().map(no).collect()
             }
         }
     }
 }
 
 impl Command {
+    /// Whether there is such a program; what it does is for the first reload to show.
+    fn found(&self) -> Result<String, ServerError> {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let found = if self.program.contains('/') {
+            self.folder.join(&self.program).is_file()
+        } else {
+            env::split_paths(&path).any(|it| it.join(&self.program).is_file())
+        };
+        let (program, source) = (self.program.clone(), io::ErrorKind::NotFound.into());
+        if found {
+            Ok(format!("by the command `{program}`"))
+        } else {
+            Err(ServerError::Command { program, source })
+        }
+    }
+
     async fn run(&self, deadline: Instant) -> Result<(), ServerError> {
         let begun = Instant::now();
         let failed = |source| ServerError::Command { program: self.program.clone(), source };
@@ -122,26 +163,19 @@ impl Command {
         let group = child.id().and_then(|it| Pid::from_raw(it.try_into().ok()?));
 
         let mut said = Vec::new();
-        let status = {
-            let listen = async {
-                while output.read_buf(&mut said).await.is_ok_and(|length| length > 0) {
-                    said.drain(..said.len().saturating_sub(OUTPUT));
-                }
-            };
-            let mut listen = std::pin::pin!(listen);
-            let ended = async {
+        let mut open = true;
+        let ended = async {
+            loop {
                 tokio::select! {
-                    status = child.wait() => status,
-                    () = async { listen.as_mut().await; std::future::pending().await } => {
-                        unreachable!("it never ends")
-                    }
+                    status = child.wait() => return status,
+                    more = hear(&mut output, &mut said), if open => open = more,
                 }
-            };
-            let status = time::timeout_at(deadline, ended).await;
-            // What it started may hold the pipe open for ever.
-            let _ = time::timeout(Duration::from_millis(100), listen).await;
-            status
+            }
         };
+        let status = time::timeout_at(deadline, ended).await;
+        // What it started may hold its output open for ever.
+        let rest = async { while open && hear(&mut output, &mut said).await {} };
+        let _ = time::timeout(Duration::from_millis(100), rest).await;
         let program = self.program.clone();
         let output = String::from_utf8_lossy(&said).trim().to_owned();
         match status {
@@ -178,10 +212,23 @@ impl Command {
     }
 }
 
+/// Reads on, keeping the end. Whether there may be more.
+async fn hear(output: &mut pipe::Receiver, said: &mut Vec<u8>) -> bool {
+    let more = output.read_buf(said).await.is_ok_and(|length| length > 0);
+    said.drain(..said.len().saturating_sub(OUTPUT));
+    more
+}
+
 /// Sends SIGHUP to the nats-server whose process id is in the file.
-///
-/// To most programs that signal is the end, and a file may name a process of long ago.
 fn hang_up(path: &Path) -> Result<(), ServerError> {
+    let pid = nats_server(path)?;
+    kill_process(pid, Signal::HUP).map_err(|source| cannot_signal(pid, source.into()))
+}
+
+/// The nats-server whose process id is in the file.
+///
+/// To most programs SIGHUP is the end, and a file may name a process of long ago.
+fn nats_server(path: &Path) -> Result<Pid, ServerError> {
     let unreadable = |source| ServerError::PidFile { path: path.to_owned(), source };
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
     let pid = text.trim().parse().ok().filter(|it| *it > 0).and_then(Pid::from_raw);
@@ -204,11 +251,12 @@ fn hang_up(path: &Path) -> Result<(), ServerError> {
         Some(name) if !name.starts_with("nats-server") => {
             wrong(format!("is `{name}`, not a nats-server"))
         }
-        Some(_) => kill_process(pid, Signal::HUP).map_err(|source| ServerError::Signal {
-            pid: pid.as_raw_nonzero().get(),
-            source: source.into(),
-        }),
+        Some(_) => Ok(pid),
     }
+}
+
+fn cannot_signal(pid: Pid, source: io::Error) -> ServerError {
+    ServerError::Signal { pid: pid.as_raw_nonzero().get(), source }
 }
 
 /// The name of the program that a process runs, if there is such a process.

@@ -9,24 +9,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use reqwest::{
-    Certificate, Client, RequestBuilder, StatusCode, Url,
-    header::{AUTHORIZATION, HeaderValue, LOCATION},
-    redirect,
-};
+use reqwest::{RequestBuilder, StatusCode, header::HeaderValue};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use super::{
     Source, SourceError,
+    api::{Answer, Api, excerpt, header},
     realtime::Live,
     record::{Names, Schema, is_of_auth_collection},
     view::Row,
 };
 use crate::{
-    auth::Snapshot,
+    auth::{RoleRecord, Snapshot, UserRecord},
     options::{PocketBaseOptions, Secret},
 };
 
@@ -112,7 +108,7 @@ impl Http {
             return Ok(None);
         }
         let answer = self.records(view, &[("perPage", "1")]).await?;
-        if answer.status == StatusCode::NOT_FOUND && answer.message().is_some() {
+        if answer.status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
         let answer = answer.of(view)?;
@@ -131,7 +127,7 @@ impl Http {
             let users = self.visible_schema(&self.names.users).await?;
             let roles = self.visible_schema(&self.names.roles).await?;
             let users = users.as_ref().map(|it| self.names.known_user_fields(it));
-            let roles = roles.as_ref().map(|it| self.names.known_role_fields(it));
+            let roles = roles.as_ref().map(|it| Names::known_role_fields(it));
             row.compare(view, &users.unwrap_or_default(), &roles.unwrap_or_default())?;
             self.compared = Some(Instant::now());
         }
@@ -164,8 +160,16 @@ impl Http {
     async fn listing(&self) -> Result<Snapshot, SourceError> {
         let mut before = None;
         for _ in 0..READINGS {
-            let now = self.one_listing().await?;
-            if before.as_ref() == Some(&now) {
+            let roles = self.roles().await?;
+            let (users, pages) = self.users().await?;
+            let now = Snapshot { users, roles };
+            // One page is read as of one moment. With the same roles before and after it, that
+            // moment is the snapshot's; several pages have to be the same twice.
+            let whole = match pages {
+                1 => self.roles().await? == now.roles,
+                _ => before.as_ref() == Some(&now),
+            };
+            if whole {
                 self.look_closer(&now).await?;
                 return Ok(now);
             }
@@ -174,29 +178,32 @@ impl Http {
         Err(SourceError::Torn { readings: READINGS })
     }
 
-    async fn one_listing(&self) -> Result<Snapshot, SourceError> {
+    /// The users, and how many pages they were on.
+    async fn users(&self) -> Result<(Vec<UserRecord>, usize), SourceError> {
         let names = &self.names;
-        let mut snapshot = Snapshot::default();
-        let fields = names.of_user();
-        let users = self.list(&names.users, &fields, |mut record| {
+        let mut users = Vec::new();
+        let pages = self.list(&names.users, |mut record| {
             if !is_of_auth_collection(&record) {
                 record.remove("email");
             }
-            snapshot.users.push(names.user(|name| record.remove(name))?);
+            users.push(names.user(|name| record.remove(name))?);
             Ok(())
         });
-        match users.await {
+        match pages.await {
             Err(SourceError::NoField { field, .. }) if field == names.password => {
-                return Err(self.no_password(self.schema(&names.users).await?.as_ref()));
+                Err(self.no_password(self.schema(&names.users).await?.as_ref()))
             }
-            result => result?,
+            pages => pages.map(|it| (users, it)),
         }
-        self.list(&names.roles, &Names::of_role(), |mut record| {
-            snapshot.roles.push(names.role(|name| record.remove(name))?);
+    }
+
+    async fn roles(&self) -> Result<Vec<RoleRecord>, SourceError> {
+        let mut roles = Vec::new();
+        let pages = self.list(&self.names.roles, |mut record| {
+            roles.push(self.names.role(|name| record.remove(name))?);
             Ok(())
-        })
-        .await?;
-        Ok(snapshot)
+        });
+        pages.await.map(|_| roles)
     }
 
     /// Looks for what cannot be told from these records.
@@ -205,19 +212,20 @@ impl Http {
         if snapshot.roles.is_empty()
             && let Some(schema) = self.schema(&names.roles).await?
         {
-            names.role_fields(&schema)?;
+            Names::role_fields(&schema)?;
         }
         // Some versions show a password-type field as empty.
-        let no_password = snapshot.users.iter().all(|it| it.password.0.is_empty());
-        let all_nkeys = snapshot.users.iter().all(|it| !it.nkey.is_empty());
-        if no_password && (snapshot.users.is_empty() || !all_nkeys) {
+        if snapshot.users.iter().all(|it| it.password.0.is_empty()) {
             let schema = self.schema(&names.users).await?;
             if let Some(schema) = &schema {
                 names.user_fields(schema)?;
             }
             let field = schema.as_ref().and_then(|it| it.field(&names.password));
-            let never_shown = field.is_none_or(|it| it.kind == "password");
-            if never_shown && !snapshot.users.is_empty() {
+            let hidden = match field {
+                Some(field) => field.kind == "password" && !snapshot.users.is_empty(),
+                None => snapshot.users.iter().any(|it| it.nkey.is_empty()),
+            };
+            if hidden {
                 return Err(self.no_password(schema.as_ref()));
             }
         }
@@ -235,21 +243,22 @@ impl Http {
         }
     }
 
-    /// Calls `each` for every record of a collection, in the order of their ids.
+    /// Calls `each` for every record of a collection, in the order of their ids. Returns how many
+    /// pages that took.
     ///
-    /// Page numbers would skip records while others are deleted. The last id does not.
+    /// Page numbers would skip records while others are deleted. The last id does not. To ask for
+    /// some fields only would take PocketBase twice as long.
     async fn list(
         &self,
         collection: &str,
-        fields: &[&str],
         mut each: impl FnMut(Map<String, Value>) -> Result<(), SourceError>,
-    ) -> Result<(), SourceError> {
-        let fields = [fields, &["verified"]].concat().join(",");
+    ) -> Result<usize, SourceError> {
         let per_page = PAGE.to_string();
-        let mut last = String::new();
+        let (mut pages, mut last) = (0, String::new());
         loop {
+            pages += 1;
             let filter = format!("id>'{}'", last.replace('\'', "\\'"));
-            let mut query = vec![("perPage", &*per_page), ("sort", "id"), ("fields", &*fields)];
+            let mut query = vec![("perPage", &*per_page), ("sort", "id")];
             if !last.is_empty() {
                 query.push(("filter", &filter));
             }
@@ -260,11 +269,11 @@ impl Http {
             if !page.items.is_empty() && id <= &*last {
                 return Err(answer.not_pocketbase());
             }
-            last = id.to_owned();
+            id.clone_into(&mut last);
             let complete = page.items.len() < PAGE.min(page.per_page);
             page.items.into_iter().try_for_each(&mut each)?;
             if complete {
-                return Ok(());
+                return Ok(pages);
             }
         }
     }
@@ -413,197 +422,6 @@ async fn secret(path: &PathBuf) -> Result<Secret, SourceError> {
     Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
 }
 
-fn header(token: &str) -> Result<HeaderValue, SourceError> {
-    let mut value = HeaderValue::from_str(token).map_err(|_| SourceError::TokenRefused)?;
-    value.set_sensitive(true);
-    Ok(value)
-}
-
-/// The address, and how to talk to it.
-#[derive(Clone, Debug)]
-pub(super) struct Api {
-    base: Url,
-    authorities: Vec<Certificate>,
-    pub(super) client: Client,
-    pub(super) timeout: Duration,
-}
-
-impl Api {
-    fn open(url: &str, options: &PocketBaseOptions) -> Result<Api, SourceError> {
-        let wrong = |problem: &str| SourceError::Settings(format!("`url` {problem}"));
-        let base = Url::parse(url).map_err(|_| wrong("is not an address such as `http://…`"))?;
-        if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
-            return Err(wrong("does not begin with `http://` or `https://`"));
-        }
-        if !base.username().is_empty() || base.password().is_some() {
-            return Err(wrong("holds a user name or password, which have settings of their own"));
-        }
-        let authorities = match &options.ca_file {
-            Some(path) => fs_err::read(path)
-                .map_err(|error| SourceError::Certificates(error.into()))
-                .and_then(|text| {
-                    Certificate::from_pem_bundle(&text)
-                        .map_err(|error| SourceError::Certificates(error.into()))
-                })?,
-            None => Vec::new(),
-        };
-        let client = client(&base, &authorities, None)?;
-        Ok(Api { base, authorities, client, timeout: options.request_timeout })
-    }
-
-    /// The same address, but all requests go to one IP address of its host: PocketBase wants the
-    /// parts of a realtime connection from one client address, which differs by theirs.
-    pub(super) async fn pinned(&self) -> Api {
-        let (Some(host), Some(port)) = (self.base.host_str(), self.base.port_or_known_default())
-        else {
-            return self.clone();
-        };
-        let Ok(addresses) = tokio::net::lookup_host((host, port)).await else {
-            return self.clone();
-        };
-        let addresses: Vec<_> = addresses.collect();
-        if addresses.len() > 1 {
-            let connect = tokio::net::TcpStream::connect(&*addresses);
-            if let Ok(Ok(stream)) = tokio::time::timeout(self.timeout, connect).await
-                && let Ok(address) = stream.peer_addr()
-                && let Ok(client) = client(&self.base, &self.authorities, Some((host, address)))
-            {
-                return Api { client, ..self.clone() };
-            }
-        }
-        self.clone()
-    }
-
-    /// The address as errors show it.
-    pub(super) fn origin(&self) -> String {
-        origin(&self.base)
-    }
-
-    pub(super) fn url(&self, path: &[&str]) -> Url {
-        let mut url = self.base.clone();
-        url.set_query(None);
-        url.set_fragment(None);
-        url.path_segments_mut().expect("http has paths").pop_if_empty().push("api").extend(path);
-        url
-    }
-
-    /// Asks, and waits for the complete answer.
-    pub(super) async fn ask(
-        &self,
-        request: RequestBuilder,
-        token: Option<&HeaderValue>,
-    ) -> Result<Answer, SourceError> {
-        let request = match token {
-            Some(token) => request.header(AUTHORIZATION, token),
-            None => request,
-        };
-        let request = request.timeout(self.timeout).build().map_err(|it| self.failed(it))?;
-        let name = format!("{} {}", request.method(), request.url().path());
-        let mut response = self.client.execute(request).await.map_err(|it| self.failed(it))?;
-        let status = response.status();
-        if let (true, Some(to)) = (status.is_redirection(), response.headers().get(LOCATION)) {
-            let to = self.base.join(&String::from_utf8_lossy(to.as_bytes()));
-            let to = to.map_or_else(|_| "…".into(), |it| origin(&it));
-            return Err(SourceError::Redirected { request: name, to });
-        }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|it| self.failed(it))? {
-            body.extend_from_slice(&chunk);
-        }
-        let mut answer = Answer { request: name, status, body };
-        if let Some(token) = token.and_then(|it| it.to_str().ok()) {
-            answer.hide(token);
-        }
-        Ok(answer)
-    }
-
-    /// Asks whether the token is good. A new one comes back, if it is of the kind that is renewed.
-    pub(super) async fn refresh(
-        &self,
-        token: &HeaderValue,
-    ) -> Result<Option<HeaderValue>, SourceError> {
-        let claims = Claims::of(token).ok_or(SourceError::TokenRefused)?;
-        let url = self.url(&["collections", &claims.collection, "auth-refresh"]);
-        let answer = self.ask(self.client.post(url), Some(token)).await?;
-        match (answer.status, answer.message()) {
-            (StatusCode::OK, _) => answer.token().map(Some),
-            // PocketBase up to 0.28 at least says so of an impersonation token, if it is good.
-            (StatusCode::FORBIDDEN, Some(message))
-                if !claims.refreshable && message.contains("not refreshable") =>
-            {
-                Ok(None)
-            }
-            (StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND, Some(_)) => {
-                Err(SourceError::TokenRefused)
-            }
-            _ => Err(answer.failure()),
-        }
-    }
-
-    pub(super) fn failed(&self, error: reqwest::Error) -> SourceError {
-        let url = self.origin();
-        if error.is_timeout() {
-            return SourceError::Slow { url, timeout: self.timeout };
-        }
-        SourceError::Unreachable { url, source: error.without_url() }
-    }
-}
-
-/// Follows no redirect, so that no token is carried away and no answer comes from elsewhere.
-fn client(
-    base: &Url,
-    authorities: &[Certificate],
-    pin: Option<(&str, std::net::SocketAddr)>,
-) -> Result<Client, SourceError> {
-    // It is installed already if another part of the program came first.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut builder = Client::builder()
-        .user_agent(concat!("pb-nats/", env!("CARGO_PKG_VERSION")))
-        .redirect(redirect::Policy::none());
-    if is_loopback(base) {
-        builder = builder.no_proxy();
-    }
-    builder = if base.scheme() == "https" {
-        builder.tls_certs_merge(authorities.iter().cloned())
-    } else {
-        // The system may have no authorities, and without TLS need not.
-        builder.tls_certs_only([])
-    };
-    if let Some((host, address)) = pin {
-        builder = builder.resolve(host, address);
-    }
-    builder.build().map_err(|error| SourceError::Certificates(error.into()))
-}
-
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost"
-        || host.ends_with(".localhost")
-        || host.parse().is_ok_and(|it: std::net::IpAddr| it.is_loopback())
-}
-
-/// The address without what may be secret in it.
-fn origin(url: &Url) -> String {
-    format!("{}{}", url.origin().ascii_serialization(), url.path().trim_end_matches('/'))
-}
-
-/// What a token says about itself.
-#[derive(Deserialize)]
-struct Claims {
-    #[serde(rename = "collectionId")]
-    collection: String,
-    #[serde(default)]
-    refreshable: bool,
-}
-
-impl Claims {
-    fn of(token: &HeaderValue) -> Option<Claims> {
-        let token = token.to_str().ok()?;
-        let claims = token.trim_start_matches("Bearer ").split('.').nth(1)?;
-        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()
-    }
-}
-
 /// A page of a listing.
 #[derive(Deserialize)]
 struct Page {
@@ -617,95 +435,4 @@ struct Page {
 struct SecondFactor {
     #[serde(rename = "mfaId")]
     _id: String,
-}
-
-/// A complete answer.
-pub(super) struct Answer {
-    request: String,
-    pub(super) status: StatusCode,
-    body: Vec<u8>,
-}
-
-impl Answer {
-    /// The answer to a question about a collection, if it is one of success.
-    fn of(self, collection: &str) -> Result<Answer, SourceError> {
-        let collection = collection.to_owned();
-        match self.status {
-            StatusCode::OK => Ok(self),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if self.message().is_some() => {
-                Err(SourceError::Forbidden { collection })
-            }
-            StatusCode::NOT_FOUND if self.message().is_some() => {
-                Err(SourceError::NoCollection { collection })
-            }
-            _ => Err(self.failure()),
-        }
-    }
-
-    fn json<'a, T: Deserialize<'a>>(&'a self) -> Result<T, SourceError> {
-        serde_json::from_slice(&self.body).map_err(|_| self.not_pocketbase())
-    }
-
-    /// What PocketBase says of a failure. `None`: it was not PocketBase that answered.
-    pub(super) fn message(&self) -> Option<String> {
-        #[derive(Deserialize)]
-        struct Failure {
-            message: String,
-        }
-        self.json::<Failure>().ok().map(|it| it.message)
-    }
-
-    fn token(&self) -> Result<HeaderValue, SourceError> {
-        #[derive(Deserialize)]
-        struct Session {
-            token: String,
-        }
-        header(
-            &self
-                .json::<Session>()
-                .map_err(|_| SourceError::NotPocketBase {
-                    request: self.request.clone(),
-                    answer: "…".into(),
-                })?
-                .token,
-        )
-    }
-
-    pub(super) fn failure(&self) -> SourceError {
-        let answer =
-            self.message().unwrap_or_else(|| String::from_utf8_lossy(&self.body).into_owned());
-        SourceError::Status {
-            request: self.request.clone(),
-            status: self.status.as_u16(),
-            answer: excerpt(&answer),
-        }
-    }
-
-    /// Whether nothing in it may be a record's. Records have hashes.
-    fn may_be_shown(&self) -> bool {
-        self.status != StatusCode::OK || !self.body.trim_ascii_start().starts_with(b"{")
-    }
-
-    fn not_pocketbase(&self) -> SourceError {
-        let text = if self.may_be_shown() { &*self.body } else { "…".as_bytes() };
-        let answer = excerpt(&String::from_utf8_lossy(text));
-        SourceError::NotPocketBase { request: self.request.clone(), answer }
-    }
-
-    /// What stands in front of PocketBase may repeat what we sent, and errors are printed.
-    fn hide(&mut self, secret: &str) {
-        if self.may_be_shown() && !secret.is_empty() {
-            self.body = String::from_utf8_lossy(&self.body).replace(secret, "…").into_bytes();
-        }
-    }
-}
-
-/// The beginning of a text, in one line and without a full stop.
-fn excerpt(text: &str) -> String {
-    let words: Vec<&str> = text.split_whitespace().collect();
-    let line = words.join(" ");
-    match line.char_indices().nth(200) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line.trim_end_matches('.').to_owned(),
-    }
 }

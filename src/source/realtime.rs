@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     SourceError,
-    http::Api,
+    api::Api,
     sse::{Decoder, Event},
 };
 

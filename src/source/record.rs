@@ -141,9 +141,9 @@ impl Names {
     }
 
     /// The fields to read of the roles collection. One that is needed and not there is an error.
-    pub(super) fn role_fields<'a>(&self, it: &'a Schema) -> Result<Vec<&'a Field>, SourceError> {
+    pub(super) fn role_fields(it: &Schema) -> Result<Vec<&Field>, SourceError> {
         it.need(&["id", "name", PERMISSIONS[0], PERMISSIONS[1]])?;
-        Ok(self.known_role_fields(it))
+        Ok(Names::known_role_fields(it))
     }
 
     /// The fields of the users collection that mean something to us.
@@ -154,7 +154,7 @@ impl Names {
     }
 
     /// The fields of the roles collection that mean something to us.
-    pub(super) fn known_role_fields<'a>(&self, it: &'a Schema) -> Vec<&'a Field> {
+    pub(super) fn known_role_fields(it: &Schema) -> Vec<&Field> {
         it.fields.iter().filter(|field| Names::of_role().contains(&&*field.name)).collect()
     }
 

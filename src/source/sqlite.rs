@@ -115,7 +115,7 @@ impl Database {
             snapshot.users.push(names.user(field)?);
             Ok(())
         })?;
-        self.each(&moment, &roles, &names.role_fields(&roles)?, |field| {
+        self.each(&moment, &roles, &Names::role_fields(&roles)?, |field| {
             snapshot.roles.push(names.role(field)?);
             Ok(())
         })?;

@@ -49,7 +49,7 @@ pub fn export_view_query(
 ) -> Result<String, SourceError> {
     let names = Names::new(options);
     let users = Carrier::new(users, names.user_fields(users)?)?;
-    let roles = Carrier::new(roles, names.role_fields(roles)?)?;
+    let roles = Carrier::new(roles, Names::role_fields(roles)?)?;
     Ok(format!(
         "SELECT '{VIEW_ID}' AS id, json_object('format', {FORMAT}, 'users', {}, 'roles', {}) \
          AS carries, {} AS users, {} AS roles",

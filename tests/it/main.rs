@@ -8,6 +8,7 @@ mod harness;
 mod middlebox;
 mod permissions;
 mod reconcile;
+mod server;
 mod source;
 mod support;
 mod tidy;

@@ -46,7 +46,7 @@ fn file(users: &[UserRecord], roles: &[RoleRecord]) -> String {
         default_publish: vec!["PUBLIC.>".into()],
         default_subscribe: vec!["PUBLIC.>".into()],
         reserved: [].into(),
-        login_timeout: Some(Duration::from_secs(60)),
+        login_timeout: Some(Duration::from_mins(1)),
     };
     let snapshot = Snapshot { users: users.to_vec(), roles: roles.to_vec() };
     render(&Desired::new(&snapshot, &policy).0)
@@ -314,6 +314,25 @@ fn what_would_reject_the_whole_file_is_left_out_of_it() {
         for nobody in ["twin", "fax", "mqtt", ""] {
             assert!(!nats.accepts(nobody, PASSWORD), "{version:?} {nobody}");
         }
+    }
+}
+
+/// nats-server takes a subscription to `news.>` for an allowed `news.*`.
+#[test]
+fn one_level_is_not_all_levels() {
+    for version in VERSIONS {
+        let roles = [role("r", json!([]), json!(["news.*"])), role("w", json!([">"]), json!([]))];
+        let nats = serving(version, &[user("ann", &["r"]), user("writer", &["w"])], &roles);
+        let mut ann = nats.client("ann", PASSWORD);
+        ann.subscribe("news.>");
+        ann.flush().unwrap();
+        let mut writer = nats.client("writer", PASSWORD);
+        for subject in ["news.a.secret", "news.a"] {
+            writer.publish(subject, b"");
+        }
+        writer.flush().unwrap();
+        let first = ann.next(Duration::from_secs(5)).expect("what is allowed arrives");
+        assert_eq!(first.subject, "news.a", "{version:?}");
     }
 }
 

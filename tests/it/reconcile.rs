@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     PB_NATS,
-    support::{Nats, Optional, Pb, PbNats, Signal, Users, eventually, poll, write},
+    support::{Nats, Optional, Pb, PbNats, Process, Signal, Users, eventually, poll, write},
 };
 
 const PASSWORD: &str = "open sesame";
@@ -57,13 +57,11 @@ fn once_makes_a_user_do_what_the_role_says_and_nothing_else() {
 
     let rendered = pb_nats.command(&["render"]).success().stdout;
     let file = fs::read_to_string(nats.auth_file()).unwrap();
-    let undated: String = file
-        .lines()
-        .filter(|it| !it.starts_with("# Generated at: "))
-        .map(|it| format!("{it}\n"))
-        .collect();
+    let (head, rest) = file.split_once("# Generated at: ").unwrap();
+    let undated = format!("{head}{}", rest.split_once('\n').unwrap().1);
     assert_eq!(rendered, undated);
-    pb_nats.command(&["check"]).success();
+    let checked = pb_nats.command(&["check"]).success().stdout;
+    assert!(checked.lines().all(|it| it.starts_with('✓')), "{checked}");
 }
 
 #[test]
@@ -130,7 +128,9 @@ fn losing_most_users_is_held_back_until_it_is_accepted() {
     let others: Vec<_> =
         ["bob", "cat"].iter().map(|it| pb.user(it, PASSWORD, &clerk.role)).collect();
     pb_nats.once().success();
-    others.iter().for_each(|it| pb.update("nats_users", it, &json!({"active": false})));
+    for other in others {
+        pb.update("nats_users", &other, &json!({"active": false}));
+    }
 
     let held = pb_nats.once().exits(4);
     assert!(held.stderr.contains("it would remove 2 of 3 users"), "{held:?}");
@@ -399,4 +399,15 @@ fn hidden_passwords_and_auth_collections_serve_as_well() {
         pb_nats.once().success();
         assert!(nats.client(name, PASSWORD).may_publish("orders.1"), "{users:?}");
     }
+}
+
+#[test]
+fn the_example_embeds_it() {
+    let (_pb, nats, pb_nats, _) = town();
+    // Cargo builds the examples beside the program before it runs the tests.
+    let example = std::path::Path::new(PB_NATS).with_file_name("examples").join("embed");
+    assert!(example.is_file(), "`cargo build --examples` makes {}", example.display());
+    let mut command = std::process::Command::new(example);
+    let _running = Process::start(command.arg(pb_nats.settings_file()));
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
 }

@@ -9,7 +9,7 @@ use anyhow::{Result, bail, ensure};
 use serde_json::json;
 
 use crate::{
-    cargo::{self, Profile},
+    cargo,
     support::{Client, Nats, Pb, PbNats, Running, SUPERUSER, poll},
     tools,
 };
@@ -20,7 +20,7 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 /// Shows it all. With `check` it does not stay, and whatever is not as it should be is an error.
 pub(crate) fn run(check: bool) -> Result<()> {
     tools::install()?;
-    let binary = cargo::build(Profile::Dev)?;
+    let binary = cargo::build()?;
     // Ctrl-C is a message, so that everything we start is ended by us, and in order.
     let (interrupt, interrupted) = mpsc::channel();
     ctrlc::set_handler(move || {

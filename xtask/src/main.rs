@@ -7,7 +7,6 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "it has no runtime to block and no file to tear")]
 
-mod bench;
 mod cargo;
 mod demo;
 #[path = "../../tests/it/support.rs"]
@@ -17,7 +16,7 @@ mod tools;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
 /// What people and CI run in this repository.
 #[derive(Parser)]
@@ -43,24 +42,16 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
-    /// Measure.
-    #[command(subcommand)]
-    Bench(Bench),
+    /// Measure, against the pinned servers.
+    Bench {
+        /// What: `latency`, of a change in PocketBase until it is in force on nats-server.
+        what: String,
+        /// For the benchmark, such as `--changes 20` or `--users 10000`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Fetch the servers that tests and demo run, at their pinned versions, into `target/tools`.
     Tools,
-}
-
-#[derive(Subcommand)]
-enum Bench {
-    /// How long a change in PocketBase takes to be in force on nats-server.
-    Latency {
-        /// How many changes to make.
-        #[arg(long, default_value_t = 60)]
-        changes: usize,
-        /// How many users there are.
-        #[arg(long, default_value_t = 1000)]
-        users: usize,
-    },
 }
 
 fn main() -> ExitCode {
@@ -80,7 +71,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test { arguments } => cargo::test(&arguments),
         Task::Ci => cargo::ci(),
         Task::Docs { check } => cargo::docs(check),
-        Task::Bench(Bench::Latency { changes, users }) => bench::latency(changes, users),
+        Task::Bench { what, arguments } => cargo::bench(&what, &arguments),
         Task::Tools => tools::install().map(drop),
     }
 }

@@ -172,6 +172,10 @@ impl Nats {
         self.process.as_ref().expect("the server runs").pid()
     }
 
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.as_ref().expect("the server runs").signal(signal);
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("nats://{}", self.address)
     }
@@ -205,10 +209,6 @@ impl Nats {
                 Some(Err(why.to_owned()))
             })
         })
-    }
-
-    pub(crate) fn signal(&self, signal: Signal) {
-        self.process.as_ref().expect("the server runs").signal(signal);
     }
 
     /// What `nats-server -t` says to the main config. An error: that it is not acceptable.
@@ -251,10 +251,10 @@ impl Nats {
 
     /// Asks the server whether it lets this client in.
     pub(crate) fn lets_in(&self, login: Login<'_>) -> bool {
+        // A reload closes connections that have not logged in yet, without a word.
         eventually("the server lets in or refuses", || match self.connect(login) {
             Ok(_) => Some(true),
             Err(why) if why == "Authorization Violation" => Some(false),
-            // A reload closes who comes in while it removes them, and does not say why.
             Err(why) if why == "the server closed the connection" => None,
             Err(why) => panic!("the server neither lets in nor refuses: {why}"),
         })
