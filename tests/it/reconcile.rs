@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::{
     PB_NATS,
+    middlebox::{Fate, Middlebox},
     support::{Nats, Optional, Pb, PbNats, Process, Signal, Users, eventually, poll, write},
 };
 
@@ -339,6 +340,24 @@ fn hangup_reads_the_settings_again_and_bad_ones_change_nothing() {
     running.signal(Signal::HUP);
     eventually("the new defaults are in force", || bob.may_publish("elsewhere").then_some(()));
     assert!(running.terminate().success());
+}
+
+#[test]
+fn without_a_live_connection_changes_come_with_the_resync_and_that_is_said() {
+    let (pb, nats, mut pb_nats, clerk) = town();
+    let middlebox = Middlebox::start(pb.address(), |head| {
+        if head.contains("/api/realtime") {
+            return Fate::Answer("404 Not Found\n<html>no such page</html>".into());
+        }
+        Fate::Pass
+    });
+    pb_nats.set("pocketbase.url", middlebox.url());
+    pb_nats.set("pocketbase.resync_interval", "1s");
+    let running = pb_nats.run();
+    running.wait_for(|it| it.contains("no live connection") && it.contains("404"));
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+    pb.update("nats_users", &clerk.ann, &json!({"active": false}));
+    eventually("ann is out", || (!nats.accepts("ann", PASSWORD)).then_some(()));
 }
 
 #[test]
