@@ -319,8 +319,10 @@ impl AuthFile {
         let scratch = TempDir::new().map_err(|err| self.io("checked", err))?;
         let alone = scratch.path().join("auth.conf");
         self.scratch(&alone, text)?;
+        // The folder has another name each time, which would be news each time.
+        let without = |dir: &Path, said: String| said.replace(&format!("{}/", dir.display()), "");
         if let Err(said) = judge.ask(&alone).await {
-            return Err(ApplyError::Rejected(said));
+            return Err(ApplyError::Rejected(without(scratch.path(), said)));
         }
         let Some(main) = self.main_config()? else { return Ok(()) };
         let ask = async |text: &str, name: &str| {
@@ -330,7 +332,8 @@ impl AuthFile {
             for (name, contents) in files {
                 self.scratch(&dir.join(name), &contents)?;
             }
-            Ok::<_, ApplyError>(judge.ask(&dir.join(MainConfig::FIRST)).await)
+            let asked = judge.ask(&dir.join(MainConfig::FIRST)).await;
+            Ok::<_, ApplyError>(asked.map_err(|said| without(&dir, said)))
         };
         let Err(said) = ask(text, "new").await? else { return Ok(()) };
         if ask(former, "former").await?.is_ok() {

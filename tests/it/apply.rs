@@ -200,11 +200,16 @@ fn a_file_refused_after_the_rename_is_taken_back() {
     let (pb, nats, mut pb_nats) = town(Setup { extra, ..Setup::default() });
     pb_nats.set("sync.debounce", "10ms");
     pb_nats.set("nats.reload_timeout", "2s");
-    let running = pb_nats.run();
+    let running = pb_nats.run_with(&["-v", "run"]);
     eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
     let hidden = pb.user("hidden", PASSWORD, "");
     running.wait_for(|it| it.contains("the former auth file was put back"));
     assert!(nats.judge().is_ok(), "a restart would start");
+    running.wait_for(|it| it.contains("still failing") && it.contains("retry=1s"));
+    let backs = running.lines().iter().filter(|it| it.contains("was put back")).count();
+    assert_eq!(backs, 1, "and it is asked about before it is in place again");
+    let told = running.lines().iter().filter(|it| it.contains("stays in force")).count();
+    assert_eq!(told, 1, "what has been said is not said at each try");
     assert!(nats.accepts("ann", PASSWORD));
     pb.delete("nats_users", &hidden);
     pb.user("bob", PASSWORD, "");
