@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink},
     path::Path,
     process::Command,
 };
@@ -173,6 +173,38 @@ fn a_file_is_adopted_only_if_it_can_be_kept() {
     let kept = names(pb_nats.dir().join("kept"));
     assert_eq!(fs::read(pb_nats.dir().join("kept").join(&kept[0])).unwrap(), theirs);
     assert!(nats.accepts("ann", PASSWORD));
+}
+
+#[test]
+fn a_file_of_a_later_version_is_left_alone_until_it_is_adopted() {
+    let (pb, nats, pb_nats) = town(Setup::default());
+    pb_nats.once().success();
+    let newer = fs::read_to_string(nats.auth_file()).unwrap().replace("format: 1", "format: 2");
+    write(nats.auth_file(), &newer);
+    pb.user("bob", PASSWORD, "");
+    let refused = pb_nats.once().exits(1);
+    assert!(
+        refused.stderr.contains("format 2") && refused.stderr.contains("--adopt"),
+        "{refused:?}"
+    );
+    assert_eq!(fs::read_to_string(nats.auth_file()).unwrap(), newer);
+    pb_nats.command(&["once", "--adopt"]).success();
+    let backups = pb_nats.dir().join("backups");
+    assert_eq!(fs::read_to_string(backups.join(&names(&backups)[0])).unwrap(), newer);
+    assert!(nats.accepts("bob", PASSWORD));
+}
+
+/// To give a file away one has to be root: `cargo xtask ci` asks for it.
+#[test]
+fn a_file_keeps_its_owner() {
+    if env::var_os("PB_NATS_TEST_ROOT").is_none() {
+        return;
+    }
+    let (_pb, nats, pb_nats) = town(Setup::default());
+    chown(nats.auth_file(), Some(65534), Some(65534)).unwrap();
+    pb_nats.once().success();
+    let written = fs::metadata(nats.auth_file()).unwrap();
+    assert_eq!((written.uid(), written.gid()), (65534, 65534));
 }
 
 /// What only nats-server can know is known before anything is renamed.
