@@ -7,7 +7,9 @@ use serde_json::json;
 use crate::{
     PB_NATS,
     middlebox::{Fate, Middlebox},
-    support::{Nats, Optional, Pb, PbNats, Process, Signal, Users, eventually, poll, write},
+    support::{
+        Nats, Optional, Pb, PbNats, Process, Setup, Signal, Users, eventually, poll, tool, write,
+    },
 };
 
 const PASSWORD: &str = "open sesame";
@@ -388,6 +390,38 @@ fn a_main_config_that_is_mended_is_loaded() {
     running.wait_for(|it| it.contains("does not include the auth file"));
     write(nats.config_file(), &good);
     eventually("ann is let in again", || nats.accepts("ann", PASSWORD).then_some(()));
+}
+
+/// Of two `server_metadata` one is lost, so a stamp is only for who has none.
+#[test]
+fn metadata_of_the_operators_own_is_never_lost() {
+    let other = tool("nats-server", Some("2.12.8")).display().to_string();
+    let metadata = "server_metadata { rack: \"a\" }\n";
+    let stamped = |nats: &Nats| fs::read_to_string(nats.auth_file()).unwrap().contains("pb_nats:");
+    let town = |extra| {
+        let (pb, nats) = (Pb::start(), Nats::with(Setup { extra, ..Setup::default() }));
+        let mut pb_nats = PbNats::between(PB_NATS, &pb, &nats);
+        // Its digests say nothing about a server of another version.
+        pb_nats.set("nats.server_binary", other.as_str());
+        (pb, nats, pb_nats)
+    };
+    let (_pb, nats, pb_nats) = town("");
+    pb_nats.once().success();
+    assert!(stamped(&nats));
+
+    // The server tells of it, and the file with it is not looked into.
+    let (_pb, nats, mut pb_nats) = town(metadata);
+    pb_nats.unset("nats.config_file");
+    pb_nats.once().success();
+    assert!(!stamped(&nats));
+    assert_eq!(nats.varz()["metadata"], json!({"rack": "a"}));
+
+    // It is in the file, and no server has loaded it yet.
+    let (_pb, nats, pb_nats) = town("");
+    let config = fs::read_to_string(nats.config_file()).unwrap();
+    write(nats.config_file(), &format!("{metadata}{config}"));
+    pb_nats.once().success();
+    assert!(!stamped(&nats));
 }
 
 #[test]
