@@ -223,14 +223,15 @@ async fn a_server_without_digests_proves_by_its_load_time_that_it_runs_the_file(
 /// server runs the former file all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_reload_that_began_before_the_file_was_replaced_proves_nothing() {
-    for (version, config, expected) in [
-        (None, true, Proof::Digest),
+    for (version, config, by, expected) in [
+        (None, true, by_signal as fn(&mut NatsOptions, &Nats), Proof::Digest),
+        (None, true, by_system, Proof::Digest),
         // Nothing but the load time is left to go by.
-        (None, false, Proof::LoadTime),
-        (Some("2.10.26"), true, Proof::LoadTime),
+        (None, false, by_signal, Proof::LoadTime),
+        (Some("2.10.26"), true, by_signal, Proof::LoadTime),
     ] {
-        let nats = Nats::with(Setup { version, ..Setup::default() });
-        let mut house = House::of(&nats, by_pid_file(&nats));
+        let nats = Nats::with(Setup { version, extra: SYSTEM_ACCOUNT, ..Setup::default() });
+        let mut house = House::of(&nats, |it| by(it, &nats));
         if !config {
             house.options.nats.config_file = None;
             house.file = AuthFile::new(&house.options);
@@ -245,6 +246,10 @@ async fn a_reload_that_began_before_the_file_was_replaced_proves_nothing() {
         let _clients: Vec<_> = (0..12).map(|_| nats.client("busy", "busy")).collect();
 
         let (before, log) = (nats.varz(), nats.log().len());
+        if config {
+            // Then not even the digest is the former one.
+            edit(&nats, "max_payload: 1000000");
+        }
         nats.signal(Signal::HUP);
         eventually("it reads the file", || (!nats.log()[log..].is_empty()).then_some(()));
         desired.users.remove("ann");
@@ -262,6 +267,24 @@ async fn a_reload_that_began_before_the_file_was_replaced_proves_nothing() {
         assert!(digest.is_null() || nats.varz()["config_digest"] != *digest, "it is the former");
         assert!(!nats.accepts("ann", "ann"));
     }
+}
+
+/// Then the digest stays as it was, and only one more reload tells that it was read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_file_that_says_the_same_again_is_proven_by_the_second_reload() {
+    let nats = Nats::start();
+    let mut house = House::of(&nats, by_pid_file(&nats));
+    house.again(nats.dir(), |it| {
+        it.config_file = None;
+        it.reload_timeout = Duration::from_secs(2);
+    });
+    house.file = AuthFile::new(&house.options);
+    let desired = letting_in(&["ann"]);
+    let applied = house.file.replace(&desired, false).await.unwrap();
+    assert_eq!(proof(&house.servers.converge(&applied).await), Proof::LoadTime);
+    let applied = house.file.replace(&desired, false).await.unwrap();
+    why(&house.servers.converge(&applied).await);
+    assert_eq!(proof(&house.unchanged().await), Proof::LoadTime);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -679,6 +702,10 @@ async fn a_server_tells_what_it_runs() {
 
 fn by_monitor(options: &mut NatsOptions, nats: &Nats) {
     options.monitor_url = vec![nats.monitor_url()];
+}
+
+fn by_signal(options: &mut NatsOptions, nats: &Nats) {
+    by_pid_file(nats)(options);
 }
 
 fn by_system(options: &mut NatsOptions, nats: &Nats) {
