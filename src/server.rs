@@ -49,7 +49,8 @@ pub struct Servers {
 /// What became of one server.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Its name; or, where that is not known, its address or the setting that stands for it.
+    /// Its name in the cluster, or the address that was asked; with nobody to ask, the reload command
+    /// or pid file.
     pub server: String,
     /// Its version, if it could be asked.
     pub version: Option<String>,
@@ -355,7 +356,6 @@ impl Servers {
             let known = known.expect("who answers is known");
             let proven = wanted.proof(known, running);
             if let Some(proven) = &proven {
-                known.former = None;
                 known.comparable |= proven.proof == Proof::Digest;
                 if known.proven.is_none() {
                     newly.push(running.id.clone());

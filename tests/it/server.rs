@@ -6,9 +6,9 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpListener,
     path::Path,
-    process::{Command, Stdio},
+    process::Command,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pb_nats::{
@@ -199,6 +199,22 @@ async fn a_server_proves_by_its_stamp_that_it_runs_the_file() {
     let before = loaded(&nats);
     assert_eq!(proof(&house.unchanged().await), Proof::Stamp);
     assert_eq!(loaded(&nats), before);
+
+    house.again(nats.dir(), |it| {
+        it.pid_file.clear();
+        it.reload_command = Some("true".into());
+        it.reload_timeout = NO_TIME;
+    });
+    why(&house.changed(&["bob"]).await);
+    // Loaded later than the file was replaced, but without it.
+    let file = fs::read_to_string(nats.auth_file()).unwrap();
+    write(nats.auth_file(), "");
+    nats.reload().unwrap();
+    let written = house.file.as_it_is("").await.unwrap().written;
+    write(nats.auth_file(), &file);
+    fs::File::open(nats.auth_file()).unwrap().set_modified(written).unwrap();
+    why(&house.unchanged().await);
+    assert!(!nats.accepts("bob", "bob"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -220,31 +236,68 @@ async fn a_server_without_digests_proves_by_its_load_time_that_it_runs_the_file(
 /// server runs the former file all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_reload_that_began_before_the_file_was_replaced_proves_nothing() {
-    const CLIENTS: usize = 12;
+    for (version, config, by, expected) in [
+        (None, true, by_signal as fn(&mut NatsOptions, &Nats), Proof::Digest),
+        (None, true, by_system, Proof::Digest),
+        // Nothing but the load time is left to go by.
+        (None, false, by_signal, Proof::LoadTime),
+        (Some("2.10.26"), true, by_signal, Proof::LoadTime),
+    ] {
+        let nats = Nats::with(Setup { version, extra: SYSTEM_ACCOUNT, ..Setup::default() });
+        let mut house = House::of(&nats, |it| by(it, &nats));
+        if !config {
+            house.options.nats.config_file = None;
+            house.file = AuthFile::new(&house.options);
+        }
+        let mut desired = letting_in(&["ann"]);
+        let costly = bcrypt::hash("busy", 10).unwrap();
+        let busy = Credential::Password(PasswordHash(costly));
+        let busy = User { credential: busy, grant: Grant::Defaults, connection_types: [].into() };
+        desired.users.insert("busy".into(), busy);
+        let applied = house.hold(&desired).await;
+        house.servers.converge(&applied).await;
+        let _clients: Vec<_> = (0..12).map(|_| nats.client("busy", "busy")).collect();
+
+        let (before, log) = (nats.varz(), nats.log().len());
+        if config {
+            // Then not even the digest is the former one.
+            edit(&nats, "max_payload: 1000000");
+        }
+        nats.signal(Signal::HUP);
+        eventually("it reads the file", || (!nats.log()[log..].is_empty()).then_some(()));
+        desired.users.remove("ann");
+        let applied = house.hold(&desired).await;
+        let load_time = &before["config_load_time"];
+        assert_eq!(loaded(&nats), *load_time, "the first reload was too fast for this test");
+        let digest = &before["config_digest"];
+        if digest.is_null() {
+            // Only the order tells this reload from ours, so it has to come first.
+            eventually("it ends", || (loaded(&nats) != *load_time).then_some(()));
+        }
+        let between = loaded(&nats);
+        assert_eq!(proof(&house.servers.converge(&applied).await), expected);
+        assert_ne!(loaded(&nats), between);
+        assert!(digest.is_null() || nats.varz()["config_digest"] != *digest, "it is the former");
+        assert!(!nats.accepts("ann", "ann"));
+    }
+}
+
+/// Then the digest stays as it was, and only one more reload tells that it was read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_file_that_says_the_same_again_is_proven_by_the_second_reload() {
     let nats = Nats::start();
     let mut house = House::of(&nats, by_pid_file(&nats));
-    // Nothing but the load time is left to go by.
-    house.options.nats.config_file = None;
+    house.again(nats.dir(), |it| {
+        it.config_file = None;
+        it.reload_timeout = Duration::from_secs(2);
+    });
     house.file = AuthFile::new(&house.options);
-    let mut desired = letting_in(&["ann"]);
-    let costly = bcrypt::hash("busy", 10).unwrap();
-    let busy = Credential::Password(PasswordHash(costly));
-    let busy = User { credential: busy, grant: Grant::Defaults, connection_types: [].into() };
-    desired.users.insert("busy".into(), busy);
+    let desired = letting_in(&["ann"]);
     let applied = house.hold(&desired).await;
-    house.servers.converge(&applied).await;
-    let _clients: Vec<_> = (0..CLIENTS).map(|_| nats.client("busy", "busy")).collect();
-
-    let before = loaded(&nats);
-    let log = nats.log().len();
-    nats.signal(Signal::HUP);
-    eventually("it reads the file", || (!nats.log()[log..].is_empty()).then_some(()));
-    desired.users.remove("ann");
+    assert_eq!(proof(&house.servers.converge(&applied).await), Proof::LoadTime);
     let applied = house.hold(&desired).await;
-    assert_eq!(loaded(&nats), before, "the first reload was too fast for this test");
-    let outcomes = house.servers.converge(&applied).await;
-    assert_eq!(proof(&outcomes), Proof::LoadTime);
-    assert!(!nats.accepts("ann", "ann"), "it was taken for the new file");
+    why(&house.servers.converge(&applied).await);
+    assert_eq!(proof(&house.unchanged().await), Proof::LoadTime);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -279,7 +332,9 @@ async fn a_server_that_left_its_cluster_is_missed_until_it_is_back() {
     house.changed(&["ann"]).await;
 
     nats[2].kill();
+    let begun = Instant::now();
     let outcomes = house.changed(&["bob"]).await;
+    assert!(begun.elapsed() < SOON, "the others waited for it");
     assert_eq!(in_step(&outcomes), ["nats-server-1", "nats-server-2"]);
     assert_eq!(outcomes[2].server, "nats-server-3");
     let State::NotInStep { why } = &outcomes[2].state else { panic!("{outcomes:#?}") };
@@ -406,15 +461,15 @@ async fn nobody_but_a_nats_server_is_signalled() {
         eventually("it ends", || ended.ended());
         ended.pid()
     };
-    // The signal would reach the shell that runs it.
-    let script = nats.dir().join("nats-server.sh");
-    write(&script, "read line");
-    let script = Process::start(Command::new("sh").arg(&script).stdin(Stdio::piped()));
+    // A name is not enough: a script has one, and it is its shell that would be signalled.
+    let named = nats.dir().join("nats-server");
+    std::os::unix::fs::symlink("/bin/sleep", &named).unwrap();
+    let named = Process::start(Command::new(&named).arg("1000"));
 
     let pid_file = nats.dir().join("a.pid");
     for (text, complaint) in [
         (sleep.pid().to_string(), "is `sleep`, not a nats-server"),
-        (script.pid().to_string(), "not a nats-server"),
+        (named.pid().to_string(), "not a nats-server"),
         (gone.to_string(), "does not exist"),
         (std::process::id().to_string(), "is pb-nats itself"),
         ("1".into(), "process 1,"),
@@ -432,7 +487,7 @@ async fn nobody_but_a_nats_server_is_signalled() {
     house.again(nats.dir(), |it| it.pid_file = vec![nats.dir().join("none.pid")]);
     let said = why(&house.unchanged().await);
     assert!(said.contains("none.pid") && said.contains("written at its start"), "{said}");
-    assert!(sleep.ended().is_none() && script.ended().is_none());
+    assert!(sleep.ended().is_none() && named.ended().is_none());
     assert!(nats.accepts("ann", "ann"));
 
     house.again(nats.dir(), |it| it.pid_file = vec![nats.pid_file()]);
@@ -449,10 +504,6 @@ async fn without_anybody_to_ask_an_order_is_given_once_and_nothing_is_claimed() 
     assert!(is_unverified(&house.unchanged().await));
     eventually("it is reloaded", || nats.accepts("ann", "ann").then_some(()));
 
-    let before = loaded(&nats);
-    assert!(is_unverified(&house.unchanged().await));
-    assert_eq!(loaded(&nats), before);
-
     assert!(is_unverified(&house.changed(&["bob"]).await));
     eventually("it is reloaded", || nats.accepts("bob", "bob").then_some(()));
 
@@ -463,6 +514,14 @@ async fn without_anybody_to_ask_an_order_is_given_once_and_nothing_is_claimed() 
     fs_err::rename(nats.dir().join("away"), nats.pid_file()).unwrap();
     assert!(is_unverified(&house.unchanged().await));
     eventually("it is reloaded", || nats.accepts("eve", "eve").then_some(()));
+
+    house.again(nats.dir(), |it| {
+        it.pid_file.clear();
+        it.reload_command = Some("sh -c 'echo once >>orders'".into());
+    });
+    assert!(is_unverified(&house.unchanged().await));
+    assert!(is_unverified(&house.unchanged().await));
+    assert_eq!(fs::read_to_string(nats.dir().join("orders")).unwrap(), "once\n");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -567,7 +626,9 @@ async fn what_answers_nonsense_is_not_believed_and_keeps_nobody_waiting() {
         let nonsense = addresses.iter().map(|it| format!("http://me:secret@{}/base/", it.0));
         it.monitor_url.extend(nonsense);
     });
+    let begun = Instant::now();
     let outcomes = house.changed(&["ann"]).await;
+    assert!(begun.elapsed() < SOON, "the others waited for it");
     assert_eq!(in_step(&outcomes), [nats.monitor.to_string()]);
     assert!(nats.accepts("ann", "ann"));
     let outcomes: BTreeMap<&str, &State> =
@@ -656,6 +717,10 @@ async fn a_server_tells_what_it_runs() {
 
 fn by_monitor(options: &mut NatsOptions, nats: &Nats) {
     options.monitor_url = vec![nats.monitor_url()];
+}
+
+fn by_signal(options: &mut NatsOptions, nats: &Nats) {
+    by_pid_file(nats)(options);
 }
 
 fn by_system(options: &mut NatsOptions, nats: &Nats) {
