@@ -152,6 +152,25 @@ fn a_record_named_like_an_account_user_blocks_nobody_else() {
     assert!(nats.accepts("ann", PASSWORD) && !nats.accepts("sys", PASSWORD));
 }
 
+/// Nothing of somebody else's is ever lost.
+#[test]
+fn a_file_is_adopted_only_if_it_can_be_kept() {
+    let (_pb, nats, mut pb_nats) = town(Setup::default());
+    let theirs = b"authorization { users = [ {user: \xfftheirs, password: theirs} ] }\n";
+    fs::write(nats.auth_file(), theirs).unwrap();
+    pb_nats.set("auth_file.create_backups", false);
+    pb_nats.set("auth_file.backup_dir", "token/none");
+    let refused = pb_nats.command(&["once", "--adopt"]).exits(1);
+    assert!(refused.stderr.contains("token/none"), "{refused:?}");
+    assert_eq!(fs::read(nats.auth_file()).unwrap(), theirs);
+
+    pb_nats.set("auth_file.backup_dir", "kept");
+    pb_nats.command(&["once", "--adopt"]).success();
+    let kept = names(pb_nats.dir().join("kept"));
+    assert_eq!(fs::read(pb_nats.dir().join("kept").join(&kept[0])).unwrap(), theirs);
+    assert!(nats.accepts("ann", PASSWORD));
+}
+
 /// What only nats-server can know is known before anything is renamed.
 #[test]
 fn a_file_that_nats_server_refuses_for_its_own_sake_is_never_in_place() {
