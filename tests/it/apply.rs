@@ -157,7 +157,7 @@ fn a_record_named_like_an_account_user_blocks_nobody_else() {
 fn a_file_is_adopted_only_if_it_can_be_kept() {
     let (_pb, nats, mut pb_nats) = town(Setup::default());
     let theirs = b"authorization { users = [ {user: \xfftheirs, password: theirs} ] }\n";
-    fs::write(nats.auth_file(), theirs).unwrap();
+    write(nats.auth_file(), theirs);
     pb_nats.set("auth_file.create_backups", false);
     pb_nats.set("auth_file.backup_dir", "token/none");
     let refused = pb_nats.command(&["once", "--adopt"]).exits(1);
