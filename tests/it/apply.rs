@@ -214,7 +214,7 @@ fn a_main_config_that_is_broken_elsewhere_keeps_nobody_in() {
     let bob = pb.user("bob", PASSWORD, "");
     pb_nats.once().success();
     let good = fs::read_to_string(nats.config_file()).unwrap();
-    write(nats.config_file(), &format!("{good}\nno_such_setting: 1\n"));
+    write(nats.config_file(), format!("{good}\nno_such_setting: 1\n"));
     pb.update("nats_users", &bob, &json!({"active": false}));
     let failed = pb_nats.once().exits(1);
     assert!(
@@ -232,7 +232,7 @@ fn a_main_config_that_is_broken_elsewhere_keeps_nobody_in() {
 fn a_main_config_that_does_not_use_the_file_is_named() {
     let (_pb, nats, pb_nats) = town(Setup::default());
     let good = fs::read_to_string(nats.config_file()).unwrap();
-    write(nats.config_file(), &good.replace("include \"auth.conf\"", ""));
+    write(nats.config_file(), good.replace("include \"auth.conf\"", ""));
     let without = pb_nats.once().exits(1);
     assert!(without.stderr.contains("does not include the auth file"), "{without:?}");
     assert!(
@@ -240,7 +240,7 @@ fn a_main_config_that_does_not_use_the_file_is_named() {
     );
     write(
         nats.config_file(),
-        &format!("{good}\nauthorization {{ users = [ {{user: late, password: late}} ] }}\n"),
+        format!("{good}\nauthorization {{ users = [ {{user: late, password: late}} ] }}\n"),
     );
     let overridden = pb_nats.once().exits(1);
     assert!(overridden.stderr.contains("stands behind the include"), "{overridden:?}");

@@ -276,7 +276,7 @@ fn a_plan_names_a_main_config_that_does_not_use_the_file() {
     let (_pb, nats, pb_nats, _) = town();
     pb_nats.once().success();
     let good = fs::read_to_string(nats.config_file()).unwrap();
-    write(nats.config_file(), &good.replace("include \"auth.conf\"", ""));
+    write(nats.config_file(), good.replace("include \"auth.conf\"", ""));
     nats.reload().unwrap();
     let plan = pb_nats.command(&["plan"]);
     assert!(!plan.stdout.contains("in step, shown"), "{plan:?}");
