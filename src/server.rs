@@ -19,7 +19,7 @@ use crate::{
     apply::{Applied, Digest},
     options::NatsOptions,
 };
-use ask::{Answer, Ask, Breadth};
+use ask::{Answer, Ask};
 use reload::{Order, Reload};
 
 pub use ask::Running;
@@ -140,7 +140,7 @@ impl Servers {
 
     /// What each server runs now, or why it cannot be asked. Empty: there is no way to ask.
     pub async fn running(&mut self) -> Vec<Result<Running, ServerError>> {
-        let answers = self.look(LOOK, Breadth::Everyone).await;
+        let answers = self.look(LOOK).await;
         answers.into_iter().map(|answer| answer.running).collect()
     }
 
@@ -150,7 +150,7 @@ impl Servers {
     pub async fn converge(&mut self, file: &Applied) -> Vec<Outcome> {
         let mut wanted = Wanted { file, digest: None, ordered: None };
         let patience = if file.changed { GLANCE } else { LOOK };
-        let mut answers = self.look(patience, Breadth::Everyone).await;
+        let mut answers = self.look(patience).await;
         if file.changed || self.written != Some(file.written) {
             self.file_was_replaced(file, &answers);
         }
@@ -190,7 +190,7 @@ impl Servers {
         let mut pause = Duration::from_millis(1);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            answers = self.look(GLANCE, Breadth::Cluster).await;
+            answers = self.look(GLANCE).await;
             for id in self.judge(&answers, &wanted) {
                 took.insert(id, begun.elapsed());
             }
@@ -208,8 +208,8 @@ impl Servers {
     }
 
     /// Asks every server, and notices which are new, restarted or missing.
-    async fn look(&mut self, patience: Duration, breadth: Breadth) -> Vec<Answer> {
-        let mut answers = self.ask.everyone(patience, breadth).await;
+    async fn look(&mut self, patience: Duration) -> Vec<Answer> {
+        let mut answers = self.ask.everyone(patience).await;
         let present: BTreeSet<String> = answers
             .iter()
             .filter_map(|it| it.running.as_ref().ok())

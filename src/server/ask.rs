@@ -16,7 +16,7 @@ use super::ServerError;
 use crate::options::{NatsOptions, Secret};
 
 /// How long to wait for servers of other clusters, of which nobody knows how many there are.
-const QUIET: Duration = Duration::from_millis(250);
+const QUIET: Duration = Duration::from_millis(500);
 
 /// Whom to ask what the servers run.
 #[derive(Debug)]
@@ -27,15 +27,6 @@ pub(super) enum Ask {
     Monitors(Vec<Monitor>),
     /// Nobody.
     Nothing,
-}
-
-/// Whose answers to wait for.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Breadth {
-    /// Every server of this cluster.
-    Cluster,
-    /// Those of other clusters, too.
-    Everyone,
 }
 
 /// One server's answer.
@@ -118,9 +109,9 @@ impl Ask {
     }
 
     /// Every server's answer.
-    pub(super) async fn everyone(&mut self, patience: Duration, breadth: Breadth) -> Vec<Answer> {
+    pub(super) async fn everyone(&mut self, patience: Duration) -> Vec<Answer> {
         match self {
-            Ask::System(system) => match system.everyone(patience, breadth).await {
+            Ask::System(system) => match system.everyone(patience).await {
                 Ok(all) => {
                     let answer = |it: Running| Answer { server: it.name.clone(), running: Ok(it) };
                     all.into_iter().map(answer).collect()
@@ -175,11 +166,7 @@ impl System {
     /// What every server runs that can be reached.
     ///
     /// Each tells how many others its cluster has, so that we know when all have answered.
-    async fn everyone(
-        &mut self,
-        patience: Duration,
-        breadth: Breadth,
-    ) -> Result<Vec<Running>, ServerError> {
+    async fn everyone(&mut self, patience: Duration) -> Result<Vec<Running>, ServerError> {
         let deadline = Instant::now() + patience;
         let client = self.client(deadline).await?;
         let mut answers = Vec::new();
@@ -193,10 +180,8 @@ impl System {
                 .await
                 .map_err(|_| lost())?;
             loop {
-                let quiet = match breadth {
-                    Breadth::Everyone if answers.iter().any(|it: &Running| it.gateways) => QUIET,
-                    Breadth::Everyone | Breadth::Cluster => Duration::ZERO,
-                };
+                let alone = !answers.iter().any(|it: &Running| it.gateways);
+                let quiet = if alone { Duration::ZERO } else { QUIET };
                 let next = if complete(&answers) {
                     match time::timeout(quiet, replies.next()).await {
                         Ok(next) => next,

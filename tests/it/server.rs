@@ -309,6 +309,33 @@ async fn every_server_of_a_cluster_is_reloaded_over_the_system_account() {
     }
 }
 
+/// Nobody tells how many other clusters there are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn servers_of_other_clusters_are_reloaded_too() {
+    let gateway = free_address();
+    let near = format!("gateway {{ name: near, listen: \"{gateway}\" }}\n{SYSTEM_ACCOUNT}");
+    let near = Nats::with(Setup { extra: &near, ..Setup::default() });
+    let far = format!(
+        "server_name: far-server\ngateway {{ name: far, listen: \"127.0.0.1:-1\", \
+         gateways: [ {{name: near, urls: [\"nats://{gateway}\"]}} ] }}\n{SYSTEM_ACCOUNT}"
+    );
+    let far = Nats::with(Setup { extra: &far, ..Setup::default() });
+    fs::remove_file(far.auth_file()).unwrap();
+    std::os::unix::fs::symlink(near.auth_file(), far.auth_file()).unwrap();
+    let mut house = House::of(&near, by_system_account(&near));
+    eventually("they find each other", || {
+        let answer = near.system().request("$SYS.REQ.SERVER.PING.GATEWAYZ", b"", SOON)?;
+        let answer: Value = serde_json::from_slice(&answer.payload).ok()?;
+        answer["data"]["outbound_gateways"].get("far").map(|_| ())
+    });
+    for user in ["ann", "bob"] {
+        let outcomes = house.changed(&[user]).await;
+        assert_eq!(in_step(&outcomes).len(), 2, "{outcomes:#?}");
+        assert!(near.accepts(user, user) && far.accepts(user, user));
+        assert!(outcomes.iter().all(|it| it.took.unwrap() < SOON));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_server_that_left_its_cluster_is_missed_until_it_is_back() {
     let setup = Setup { extra: SYSTEM_ACCOUNT, ..Setup::default() };
