@@ -3,7 +3,9 @@
 mod main_config;
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
+    fmt::Write as _,
     io::{self, Write as _},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
@@ -38,6 +40,7 @@ pub struct AuthFile {
     server_binary: PathBuf,
     /// The main config and nats-server that the last whole check was made with.
     checked_with: Option<(MainConfig, String)>,
+    judge: Option<Judge>,
 }
 
 /// Where former files are kept, and how many.
@@ -49,12 +52,12 @@ struct Backups {
 }
 
 /// What the file holds now.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Current {
-    /// What we wrote, whole.
-    Ours(Box<Desired>),
-    /// Nothing that counts: no file, an empty one, or one of ours that is torn.
-    Nothing,
+#[derive(Debug)]
+pub struct Current {
+    /// Its text. Empty: there is no file.
+    pub text: String,
+    /// What it says. `None`: nothing that counts, since it is missing, empty or torn.
+    pub desired: Option<Box<Desired>>,
 }
 
 /// The file as it is now on disk, and how a server shows that it runs it.
@@ -66,6 +69,12 @@ pub struct Applied {
     pub written: SystemTime,
     /// The value of `pb_nats` in the file's `server_metadata`, if the file has one.
     pub stamp: Option<String>,
+    /// When the main config, or what it includes, was last changed, if it is known.
+    pub main_changed: Option<SystemTime>,
+    /// What servers that were proven to run this very file said of their config.
+    pub proven: BTreeSet<String>,
+    /// Names what it holds.
+    pub hash: String,
     judge: Option<Judge>,
     main_config: Option<PathBuf>,
     digest: OnceCell<Result<Option<Digest>, String>>,
@@ -84,9 +93,10 @@ pub struct Digest {
 }
 
 /// Whether a file that we did not write may be taken over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Adopt {
     /// It is left alone.
+    #[default]
     No,
     /// It is backed up and replaced.
     Yes,
@@ -116,9 +126,6 @@ pub enum ApplyError {
     /// nats-server would not accept the new contents; it accepts the former.
     #[error("nats-server rejects the new file: {0}")]
     Rejected(String),
-    /// The group that a new file should have does not exist.
-    #[error("there is no group `{0}`")]
-    NoGroup(String),
     /// The main config could not be read.
     #[error("the main config could not be read")]
     MainConfig(#[source] io::Error),
@@ -160,6 +167,7 @@ impl AuthFile {
             main_config: options.nats.config_file.clone(),
             server_binary: options.nats.server_binary.clone(),
             checked_with: None,
+            judge: None,
         }
     }
 
@@ -188,19 +196,25 @@ impl AuthFile {
 
     /// What the file holds now. A file that we did not write is an error, unless it is adopted.
     pub fn read(&self, adopt: Adopt) -> Result<Current, ApplyError> {
-        let text = self.text()?;
+        let text = match fs::read(&self.path) {
+            // What is not UTF-8 is not ours, or torn, and that shows all the same.
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(err) => return Err(self.io("read", err)),
+        };
         let path = || self.path.clone();
-        match parse(&text) {
-            Found::Ours(desired) => Ok(Current::Ours(desired)),
-            Found::Empty => Ok(Current::Nothing),
+        let desired = match parse(&text) {
+            Found::Ours(desired) => Some(desired),
+            Found::Empty => None,
             Found::Torn(err) => {
-                warn!(path = %self.path.display(), %err, "the auth file is torn or edited");
-                Ok(Current::Nothing)
+                warn!(path = %self.path.display(), %err, "the auth file is torn or was edited");
+                None
             }
-            Found::Newer(_) | Found::Foreign if adopt == Adopt::Yes => Ok(Current::Nothing),
-            Found::Newer(format) => Err(ApplyError::Newer { path: path(), format }),
-            Found::Foreign => Err(ApplyError::Foreign { path: path() }),
-        }
+            Found::Newer(_) | Found::Foreign if adopt == Adopt::Yes => None,
+            Found::Newer(format) => return Err(ApplyError::Newer { path: path(), format }),
+            Found::Foreign => return Err(ApplyError::Foreign { path: path() }),
+        };
+        Ok(Current { text, desired })
     }
 
     /// The main config as it is now, if the settings name one.
@@ -210,16 +224,23 @@ impl AuthFile {
     }
 
     /// The file as it is, for servers that may not run it yet.
-    pub async fn as_it_is(&self) -> Result<Applied, ApplyError> {
-        self.applied(false, self.judge().await)
+    pub async fn as_it_is(&mut self, text: &str) -> Result<Applied, ApplyError> {
+        let judge = self.judge().await;
+        self.applied(false, text, stamp(text), judge)
     }
 
-    /// Makes the file hold `desired`, or leaves it alone.
+    /// The version of the nats-server program that judges configs, if there is one.
+    pub async fn judge_version(&mut self) -> Option<String> {
+        Some(self.judge().await?.version)
+    }
+
+    /// Makes the file, which holds `former`, hold `desired`; or leaves it alone.
     ///
     /// With `stamped`, servers can show by their metadata that they run it.
     pub async fn replace(
         &mut self,
         desired: &Desired,
+        former: &str,
         stamped: bool,
     ) -> Result<Applied, ApplyError> {
         let text = render(desired);
@@ -230,56 +251,43 @@ impl AuthFile {
                 return Err(ApplyError::NotReadBack(None));
             }
         }
-        let hash = Sha256::digest(&text);
-        let hash: String = hash.iter().take(16).map(|it| format!("{it:02x}")).collect();
+        let hash = hash(&text);
         let now = jiff::Timestamp::now();
-        let text = dated(&text, &format!("{now:.0}"), stamped.then_some(hash.as_str()));
+        let stamp = stamped.then_some(hash);
+        let text = dated(&text, &format!("{now:.0}"), stamp.as_deref());
 
-        let former = self.text()?;
         let judge = self.judge().await;
         let main = self.main_config()?;
         let with = judge.as_ref().zip(main).map(|(judge, main)| (main, judge.version.clone()));
         if with != self.checked_with || with.is_none() {
             // Not seen together before, so nothing is renamed before nats-server has seen it.
-            self.check(judge.as_ref(), &text, &former).await?;
+            self.check(judge.as_ref(), &text, former).await?;
             self.checked_with = with;
         }
         if !former.trim().is_empty() {
-            self.back_up(&former);
+            self.back_up(former);
         }
         self.write(&text)?;
-        self.applied(true, judge)
+        self.applied(true, &text, stamp, judge)
     }
 
     /// Puts the former file back if nats-server refuses the new one for its own sake.
     ///
-    /// `former` is what [`text`](Self::text) gave before. If the main config is refused with the
-    /// former file too, the new one stays, so that nobody who was removed returns with a restart.
+    /// If the main config is refused with the former file too, the new one stays, so that nobody
+    /// who was removed returns with a restart.
     pub async fn take_back(&mut self, new: &Applied, former: &str) -> Result<(), ApplyError> {
-        let Some(Err(said)) = new.digest.get() else { return Ok(()) };
-        let text = self.text()?;
+        let Some(said) = new.refusal().filter(|_| new.changed) else { return Ok(()) };
+        // Whatever it was, the next file is asked about before it is put in place.
         self.checked_with = None;
-        match self.check(new.judge.as_ref(), &text, former).await {
-            Err(ApplyError::Rejected(why)) if !former.trim().is_empty() => {
-                self.write(former)?;
-                Err(ApplyError::Rejected(why))
-            }
-            Err(err) => Err(err),
-            Ok(()) => {
-                warn!(said, "nats-server refuses the main config, with the former auth file too");
-                Ok(())
-            }
+        let text = self.read(Adopt::Yes)?.text;
+        let checked = self.check(new.judge.as_ref(), &text, former).await;
+        if matches!(checked, Err(ApplyError::Rejected(_))) && !former.trim().is_empty() {
+            self.write(former)?;
+            warn!("the former auth file was put back");
+        } else if checked.is_ok() {
+            warn!(said, "nats-server refuses the main config, with the former auth file too");
         }
-    }
-
-    /// The file's text. No file is an empty one.
-    pub fn text(&self) -> Result<String, ApplyError> {
-        match fs::read(&self.path) {
-            // What is not UTF-8 is not ours, and is told apart by its first line all the same.
-            Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-            Err(err) => Err(self.io("read", err)),
-        }
+        checked
     }
 
     /// Asks nats-server about `text`, in the place of the auth file, where no server can see it.
@@ -325,20 +333,69 @@ impl AuthFile {
             .map_err(|err| self.io("checked", err))
     }
 
-    async fn judge(&self) -> Option<Judge> {
-        Judge::new(&self.server_binary).await
+    /// The nats-server program, looked at again when it was replaced.
+    async fn judge(&mut self) -> Option<Judge> {
+        let program = find(&self.server_binary)?;
+        let modified = fs::metadata(&program).and_then(|it| it.modified()).ok()?;
+        match &self.judge {
+            Some(judge) if judge.program == program && judge.modified == modified => (),
+            _ => self.judge = Judge::new(program, modified).await,
+        }
+        self.judge.clone()
     }
 
-    fn applied(&self, changed: bool, judge: Option<Judge>) -> Result<Applied, ApplyError> {
+    fn applied(
+        &self,
+        changed: bool,
+        text: &str,
+        stamp: Option<String>,
+        judge: Option<Judge>,
+    ) -> Result<Applied, ApplyError> {
         let written = fs::metadata(&self.path).and_then(|it| it.modified());
+        let hash = hash(text);
+        // Whoever cannot read it has to prove more again, and that is all.
+        let noted = fs::read_to_string(self.beside("proven")).unwrap_or_default();
+        let proven = noted.strip_prefix(&hash).map(|it| it.lines().skip(1).map(str::to_owned));
         Ok(Applied {
             changed,
             written: written.map_err(|err| self.io("read", err))?,
-            stamp: stamp(&self.text()?),
+            stamp,
+            main_changed: self.main_config()?.map(|it| it.changed()),
+            proven: proven.map(Iterator::collect).unwrap_or_default(),
+            hash,
             judge,
             main_config: self.main_config.clone(),
             digest: OnceCell::new(),
         })
+    }
+
+    /// Notes what servers that were proven to run the file say of their config.
+    ///
+    /// With it a later process can tell an operator's edit elsewhere in the main config, which is
+    /// not ours to load, from a server that never ran this file.
+    pub fn remember(&self, applied: &Applied, proven: &BTreeSet<String>) {
+        if applied.proven == *proven {
+            return;
+        }
+        let marks = proven.iter().map(String::as_str);
+        let lines = [applied.hash.as_str()].into_iter().chain(marks).collect::<Vec<_>>().join("\n");
+        let path = self.beside("proven");
+        let noted = tempfile::Builder::new()
+            .prefix(".pb-nats-")
+            .tempfile_in(folder(&path))
+            .and_then(|mut staged| {
+                staged.write_all(lines.as_bytes())?;
+                staged.persist(&path).map_err(|it| it.error)
+            });
+        if let Err(err) = noted {
+            warn!(path = %path.display(), %err, "what was proven could not be noted");
+        }
+    }
+
+    /// The path of a file of ours beside the auth file; hidden, since people list folders.
+    fn beside(&self, extension: &str) -> PathBuf {
+        let name = self.path.file_name().unwrap_or(OsStr::new("auth.conf")).to_string_lossy();
+        self.path.with_file_name(format!(".{name}.{extension}"))
     }
 
     /// Replaces the file in one step, so that a server reading it sees the old or the new.
@@ -424,19 +481,14 @@ impl AuthFile {
     }
 
     fn try_lock(&self, extension: &str) -> Result<Lock, ApplyError> {
-        let mut name = self.path.file_name().unwrap_or_default().to_owned();
-        name.push(".");
-        name.push(extension);
-        // Hidden, since folders are listed and copied by people.
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        let path = self.path.with_file_name(hidden);
+        let path = self.beside(extension);
         let mut options = fs::OpenOptions::new();
-        let created =
+        let opened =
             options.read(true).write(true).create(true).truncate(false).mode(0o644).open(&path);
         // Another user's lock file can be locked all the same.
-        let file =
-            created.or_else(|_| fs::File::open(&path)).map_err(|err| self.io("locked", err))?;
+        let file = opened
+            .or_else(|err| fs::File::open(&path).map_err(|_| err))
+            .map_err(|err| self.io("locked", err))?;
         match file.file().try_lock() {
             Ok(()) => {
                 // Only for the message that somebody else may get.
@@ -456,6 +508,31 @@ impl AuthFile {
 
     fn io(&self, what: &'static str, source: io::Error) -> ApplyError {
         ApplyError::Io { path: self.path.clone(), what, source }
+    }
+}
+
+impl ApplyError {
+    /// What one can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            ApplyError::Foreign { .. } => {
+                "`pb-nats once --adopt` backs it up and takes it over; or set another `auth_file.path`"
+            }
+            ApplyError::Newer { .. } => {
+                "update pb-nats, or let this version take the file over with `pb-nats once --adopt`"
+            }
+            ApplyError::NotReadBack(_) => "this is a mistake in pb-nats; please report it",
+            ApplyError::Rejected(_) => {
+                "the former file stays in force; please report it if no setting is to blame"
+            }
+            ApplyError::MainConfig(_) => "`nats.config_file` is nats-server's main config file",
+            ApplyError::Locked { .. } => {
+                "one `pb-nats run` for each auth file; `pb-nats once` works beside it"
+            }
+            ApplyError::Io { .. } => {
+                "pb-nats needs to write to the file's folder, which must exist and have room"
+            }
+        })
     }
 }
 
@@ -525,16 +602,17 @@ impl Applied {
 #[derive(Clone, Debug)]
 struct Judge {
     program: PathBuf,
+    modified: SystemTime,
     version: String,
 }
 
 impl Judge {
-    /// `None` if the program is not there.
-    async fn new(program: &Path) -> Option<Judge> {
-        let output = run(program, &[OsStr::new("--version")]).await.ok()?;
+    /// `None` if the program is not a nats-server.
+    async fn new(program: PathBuf, modified: SystemTime) -> Option<Judge> {
+        let output = run(&program, &[OsStr::new("--version")]).await.ok()?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let version = said.trim().rsplit_once('v')?.1.to_owned();
-        Some(Judge { program: program.to_owned(), version })
+        let version = said.trim().strip_prefix("nats-server: v")?.to_owned();
+        Some(Judge { program, modified, version })
     }
 
     /// The digest of the config, or why it is refused.
@@ -559,6 +637,24 @@ async fn run(program: &Path, arguments: &[&OsStr]) -> io::Result<std::process::O
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
     time::timeout(CHECK_DEADLINE, command.output()).await?
+}
+
+/// Names the text, so that the same text is known again.
+fn hash(text: &str) -> String {
+    let mut hash = String::new();
+    for byte in &Sha256::digest(text)[..16] {
+        write!(hash, "{byte:02x}").expect("a String takes everything");
+    }
+    hash
+}
+
+/// The program, in `PATH` if it is a mere name.
+fn find(program: &Path) -> Option<PathBuf> {
+    if program.components().count() > 1 {
+        return Some(program.to_owned());
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|it| it.join(program)).find(|it| it.is_file())
 }
 
 /// The folder that a file is in.

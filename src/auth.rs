@@ -10,6 +10,8 @@ mod finding;
 mod render;
 mod snapshot;
 mod subject;
+#[cfg(test)]
+mod tests;
 
 pub use changes::{Changes, Event, EventType, Limits, MaxRemoved, Refused};
 pub use desired::{
@@ -18,4 +20,4 @@ pub use desired::{
 pub use finding::{Effect, Finding, Problem};
 pub use render::{Found, dated, parse, render, stamp};
 pub use snapshot::{PasswordHash, Permissions, RoleRecord, Snapshot, UserRecord};
-pub use subject::{BadSubject, Subject};
+pub use subject::{BadSubject, Subject, check_template};

@@ -1,13 +1,27 @@
 //! Every setting, typed: from the settings file, the environment, or plain Rust.
 
+mod check;
+mod load;
+mod settings;
+
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use serde::{Deserialize, Deserializer, de};
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, value::StringDeserializer},
+};
 use zeroize::Zeroizing;
 
+pub use self::{
+    load::{OptionsError, Place},
+    settings::reference,
+};
 use crate::auth::{Event, EventType, MaxRemoved};
 
 /// All settings, named as in `pb-nats.toml`.
+///
+/// [`load`](Self::load) reads them as the program does. Options built in code are judged by
+/// [`check`](Self::check).
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
@@ -36,18 +50,25 @@ pub struct Options {
 #[serde(default, deny_unknown_fields)]
 pub struct PocketBaseOptions {
     /// PocketBase's address. It may have a base path.
+    #[serde(deserialize_with = "unless_empty")]
     pub url: Option<String>,
     /// Instead of `url`: the data folder of a PocketBase on this machine, read directly.
+    #[serde(deserialize_with = "unless_empty")]
     pub data_dir: Option<PathBuf>,
     /// A file with a token of a superuser or service account; read again when it changes.
+    #[serde(deserialize_with = "unless_empty")]
     pub token_file: Option<PathBuf>,
     /// The token itself.
+    #[serde(deserialize_with = "unless_empty")]
     pub token: Option<Secret>,
     /// Instead of a token: the email or other identity of an account.
+    #[serde(deserialize_with = "unless_empty")]
     pub identity: Option<String>,
     /// That account's password.
+    #[serde(deserialize_with = "unless_empty")]
     pub password: Option<Secret>,
     /// A file with that password.
+    #[serde(deserialize_with = "unless_empty")]
     pub password_file: Option<PathBuf>,
     /// The auth collection that account is in.
     pub auth_collection: String,
@@ -64,8 +85,10 @@ pub struct PocketBaseOptions {
     /// The bool field that says whether the user may connect.
     pub active_field: String,
     /// The one-row view that is read, where it exists, as one snapshot of both collections.
+    /// Empty: never.
     pub export_view: String,
     /// A PEM file with an extra certificate authority.
+    #[serde(deserialize_with = "unless_empty")]
     pub ca_file: Option<PathBuf>,
     /// How long to go without a hint before looking anyway.
     #[serde(deserialize_with = "duration")]
@@ -101,6 +124,7 @@ pub struct AuthFileOptions {
     /// Where it is kept.
     pub backup_dir: PathBuf,
     /// How many are kept. 0: all.
+    #[serde(deserialize_with = "count")]
     pub max_backups: usize,
     /// The group of a new file, so that nats-server's user can read it. Empty: our own.
     pub group: String,
@@ -116,24 +140,32 @@ pub struct AuthFileOptions {
 #[serde(default, deny_unknown_fields)]
 pub struct NatsOptions {
     /// The main config, for checks and the expected digest.
+    #[serde(deserialize_with = "unless_empty")]
     pub config_file: Option<PathBuf>,
-    /// The program that judges configs (`-t`). Without it our own checks and the server's word do.
+    /// The program that judges configs (`-t`); a bare name is looked up in `PATH`. Without it our own
+    /// checks and the server's word do.
     pub server_binary: PathBuf,
     /// The command that reloads the server, split as a shell would.
+    #[serde(deserialize_with = "unless_empty")]
     pub reload_command: Option<String>,
     /// Or: files with the servers' process ids, which get SIGHUP.
     #[serde(deserialize_with = "one_or_many")]
     pub pid_file: Vec<PathBuf>,
     /// Or, with neither: the system account, whose servers are all asked to reload. Beside them it
     /// verifies and cuts off.
+    #[serde(deserialize_with = "unless_empty")]
     pub system_url: Option<String>,
     /// A `.creds` file of a user in the system account.
+    #[serde(deserialize_with = "unless_empty")]
     pub system_credentials_file: Option<PathBuf>,
     /// Or that user's name,
+    #[serde(deserialize_with = "unless_empty")]
     pub system_user: Option<String>,
     /// and password,
+    #[serde(deserialize_with = "unless_empty")]
     pub system_password: Option<Secret>,
     /// or a file with it.
+    #[serde(deserialize_with = "unless_empty")]
     pub system_password_file: Option<PathBuf>,
     /// Monitoring addresses, for verification without the system account.
     #[serde(deserialize_with = "one_or_many")]
@@ -142,6 +174,7 @@ pub struct NatsOptions {
     #[serde(deserialize_with = "duration")]
     pub reload_timeout: Duration,
     /// Names never taken from PocketBase, beside those in the main config's accounts.
+    #[serde(deserialize_with = "one_or_many")]
     pub reserved_users: Vec<String>,
 }
 
@@ -156,10 +189,12 @@ pub struct SyncOptions {
     #[serde(deserialize_with = "duration")]
     pub max_wait: Duration,
     /// Kinds of events that need not be applied at once.
+    #[serde(deserialize_with = "one_or_many")]
     pub ignore_events: Vec<EventType>,
     /// A pass that would remove more users than this is held back.
     pub max_removed: MaxRemoved,
     /// Below this many removals the guard is silent.
+    #[serde(deserialize_with = "count")]
     pub min_removed: usize,
 }
 
@@ -170,6 +205,7 @@ pub struct AdminOptions {
     /// Address and port. Empty: none.
     pub listen: String,
     /// Further host names it may be called by.
+    #[serde(deserialize_with = "one_or_many")]
     pub hosts: Vec<String>,
 }
 
@@ -178,7 +214,8 @@ pub struct AdminOptions {
 pub struct EventFilter(pub Arc<dyn Fn(&Event) -> bool + Send + Sync>);
 
 /// Text that `Debug` does not show and that is wiped from memory when dropped.
-#[derive(Clone)]
+#[derive(Clone, Deserialize)]
+#[serde(from = "String")]
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
@@ -190,6 +227,24 @@ impl Secret {
     /// The text, for the one place that needs it.
     pub fn reveal(&self) -> &str {
         &self.0
+    }
+}
+
+impl EventFilter {
+    /// A filter that asks this function.
+    pub fn new(apply_at_once: impl Fn(&Event) -> bool + Send + Sync + 'static) -> EventFilter {
+        EventFilter(Arc::new(apply_at_once))
+    }
+
+    /// What neither the list nor the function lets pass by. `None`: nothing passes by.
+    pub(crate) fn both(ignored: &[EventType], filter: Option<&EventFilter>) -> Option<EventFilter> {
+        if ignored.is_empty() {
+            return filter.cloned();
+        }
+        let (ignored, filter) = (ignored.to_vec(), filter.cloned());
+        Some(EventFilter(Arc::new(move |event| {
+            !ignored.contains(&event.kind) && filter.as_ref().is_none_or(|it| it.0(event))
+        })))
     }
 }
 
@@ -285,33 +340,27 @@ impl fmt::Debug for Secret {
     }
 }
 
+impl From<String> for Secret {
+    fn from(text: String) -> Secret {
+        Secret::new(text)
+    }
+}
+
 impl fmt::Debug for EventFilter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("EventFilter")
     }
 }
 
-impl<'de> Deserialize<'de> for Secret {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        /// Its errors must not repeat the value, as serde's own would.
-        struct Text;
-        impl de::Visitor<'_> for Text {
-            type Value = Secret;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string in quotes")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Secret, E> {
-                Ok(Secret::new(text))
-            }
-            fn visit_i64<E: de::Error>(self, _: i64) -> Result<Secret, E> {
-                Err(E::custom("expected a string in quotes"))
-            }
-            fn visit_f64<E: de::Error>(self, _: f64) -> Result<Secret, E> {
-                Err(E::custom("expected a string in quotes"))
-            }
-        }
-        deserializer.deserialize_str(Text)
+/// An empty string means "unset", in the file as in the environment.
+fn unless_empty<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
     }
+    T::deserialize(StringDeserializer::new(text)).map(Some)
 }
 
 fn one_or_many<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
@@ -319,39 +368,56 @@ fn one_or_many<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
 ) -> Result<Vec<T>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "expected a string or an array of strings")]
-    enum OneOrMany<T> {
-        One(T),
-        Many(Vec<T>),
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
     }
-    Ok(match OneOrMany::deserialize(deserializer)? {
-        OneOrMany::One(it) => vec![it],
-        OneOrMany::Many(them) => them,
-    })
+    let texts = match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(text) if text.is_empty() => Vec::new(),
+        OneOrMany::One(text) => vec![text],
+        OneOrMany::Many(texts) => texts,
+    };
+    texts.into_iter().map(|it| T::deserialize(StringDeserializer::new(it))).collect()
+}
+
+fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a whole number, 0 or more")]
+    enum Count {
+        Is(usize),
+    }
+    let Count::Is(count) = Count::deserialize(deserializer)?;
+    Ok(count)
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
-    jiff::fmt::friendly::SpanParser::new().parse_unsigned_duration(&text).map_err(|_| {
-        de::Error::custom(format!(
+    match jiff::fmt::friendly::SpanParser::new().parse_unsigned_duration(&text) {
+        // Far beyond it, adding to a clock would overflow.
+        Ok(duration) if duration > Duration::from_hours(24 * 366) => {
+            Err(de::Error::custom(format!("`{text}` is longer than a year")))
+        }
+        Ok(duration) => Ok(duration),
+        Err(_) => Err(de::Error::custom(format!(
             "`{text}` is not a duration such as \"250ms\", \"10s\" or \"5m\""
-        ))
-    })
+        ))),
+    }
 }
 
 fn optional_duration<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Duration>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    if text.is_empty() {
-        return Ok(None);
+    match String::deserialize(deserializer)? {
+        text if text.is_empty() => Ok(None),
+        text => duration(StringDeserializer::new(text)).map(Some),
     }
-    duration(de::value::StringDeserializer::new(text)).map(Some)
 }
 
 fn mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     let text = String::deserialize(deserializer)?;
+    let digits = text.bytes().all(|it| matches!(it, b'0'..=b'7'));
     match u32::from_str_radix(&text, 8) {
-        Ok(mode) if mode <= 0o777 => Ok(mode),
+        Ok(mode) if digits && mode <= 0o777 => Ok(mode),
         _ => Err(de::Error::custom(format!("`{text}` is not a file mode such as \"0640\""))),
     }
 }

@@ -7,6 +7,7 @@ mod reload;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -39,8 +40,8 @@ pub struct Servers {
     reload: Reload,
     timeout: Duration,
     known: Vec<Known>,
-    /// When the file was replaced that all this is about.
-    written: Option<SystemTime>,
+    /// The hash of the file that all this is about.
+    file: String,
     /// Whether an order to reload was taken since.
     ordered: bool,
 }
@@ -81,6 +82,44 @@ pub enum State {
     },
 }
 
+impl State {
+    /// In one word, for scripts.
+    pub fn word(&self) -> &'static str {
+        match self {
+            State::InStep { .. } => "in_step",
+            State::NotInStep { .. } => "not_in_step",
+            State::Unverified { .. } => "unverified",
+        }
+    }
+}
+
+/// One line: who, of which version, and whether and how we know that it runs the file.
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.server)?;
+        if let Some(version) = &self.version {
+            write!(f, " {version}")?;
+        }
+        match &self.state {
+            State::InStep { proof, note } => {
+                let proof = match proof {
+                    Proof::Digest => "the digest of its config",
+                    Proof::Stamp => "the stamp in its config",
+                    Proof::LoadTime => "the time it loaded its config",
+                    Proof::Earlier => "an earlier proof of the same config",
+                };
+                write!(f, ": in step, shown by {proof}")?;
+                if let Some(took) = self.took {
+                    write!(f, ", after {took:.1?}")?;
+                }
+                note.map_or(Ok(()), |it| write!(f, "; {it}"))
+            }
+            State::NotInStep { why } => write!(f, ": not in step: {why}"),
+            State::Unverified { why } => write!(f, ": unverified: {why}"),
+        }
+    }
+}
+
 /// What shows that a server runs the file, the strongest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {
@@ -90,6 +129,8 @@ pub enum Proof {
     Stamp,
     /// It loaded its config after the file was replaced, and after the order to reload.
     LoadTime,
+    /// It runs the config that was proven before, by another process of ours.
+    Earlier,
 }
 
 /// What is remembered of a server from one look to the next.
@@ -97,6 +138,7 @@ pub enum Proof {
 struct Known {
     server: String,
     id: String,
+    version: String,
     address: String,
     /// Since when its cluster has been without it.
     missing: Option<Instant>,
@@ -133,15 +175,58 @@ impl Servers {
             reload: Reload::new(options, folder)?,
             timeout: options.reload_timeout,
             known: Vec::new(),
-            written: None,
+            file: String::new(),
             ordered: false,
         })
+    }
+
+    /// What an order to reload would do, or why it would come to nothing. Nobody is told anything.
+    pub fn rehearse(&self) -> Vec<Result<String, ServerError>> {
+        self.reload.rehearse()
     }
 
     /// What each server runs now, or why it cannot be asked. Empty: there is no way to ask.
     pub async fn running(&mut self) -> Vec<Result<Running, ServerError>> {
         let answers = self.look(LOOK).await;
         answers.into_iter().map(|answer| answer.running).collect()
+    }
+
+    /// What each server that is proven to run the file says of its config.
+    pub fn proven(&self) -> BTreeSet<String> {
+        self.known.iter().filter_map(|it| it.proven.as_ref()).map(Proven::mark).collect()
+    }
+
+    /// Takes back every proof: the config that was proven does not take its users from the file.
+    pub fn forget(&mut self) {
+        self.known.iter_mut().for_each(|it| it.proven = None);
+    }
+
+    /// Which servers run the file now. None is told to reload.
+    pub async fn survey(&mut self, file: &Applied) -> Vec<Outcome> {
+        let answers = self.look(LOOK).await;
+        let digest = digest(file, self.timeout).await;
+        let wanted = Wanted { file, digest, ordered: None };
+        self.turn_to(file, &answers);
+        self.judge(&answers, &wanted);
+        self.outcomes(answers, &wanted, &[], &BTreeMap::new())
+    }
+
+    /// Whether the file needs a stamp, and every server knows stamps.
+    ///
+    /// A single server of the version that makes the digest (`judge`) shows the digest instead.
+    pub async fn need_stamp(&mut self, judge: Option<&str>) -> bool {
+        let one = |known: &Known| Some(known.version.as_str()) == judge;
+        if let [known] = &self.known[..]
+            && one(known)
+        {
+            return false;
+        }
+        let answers = self.look(GLANCE).await;
+        let knows = |it: &Answer| {
+            it.running.as_ref().is_ok_and(|it| !it.other_metadata && since_2_12(&it.version))
+        };
+        let shows = matches!(&self.known[..], [known] if one(known));
+        !answers.is_empty() && answers.iter().all(knows) && !shows
     }
 
     /// Makes every server run the file, and returns when each does or its time is over.
@@ -151,9 +236,7 @@ impl Servers {
         let mut wanted = Wanted { file, digest: None, ordered: None };
         let patience = if file.changed { GLANCE } else { LOOK };
         let mut answers = self.look(patience).await;
-        if file.changed || self.written != Some(file.written) {
-            self.file_was_replaced(file, &answers);
-        }
+        self.turn_to(file, &answers);
         if !file.changed {
             wanted.digest = digest(file, self.timeout).await;
             self.judge(&answers, &wanted);
@@ -161,7 +244,7 @@ impl Servers {
 
         let stale: Vec<&Running> = answers
             .iter()
-            .filter_map(|it| it.running.as_ref().ok())
+            .filter_map(Answer::ok)
             .filter(|it| self.known(it).proven.is_none())
             .collect();
         // Who cannot be asked is told once, since nobody knows what it runs.
@@ -175,7 +258,7 @@ impl Servers {
         let deadline = begun + self.timeout;
         wanted.ordered = Some(SystemTime::now());
         let order = self.reload.order(&mut self.ask, &stale, deadline);
-        let orders = if file.changed {
+        let mut orders = if file.changed {
             // `nats-server -t` is slow with many users; the servers load the file meanwhile.
             let (orders, digest) = tokio::join!(order, digest(file, self.timeout));
             wanted.digest = digest;
@@ -194,6 +277,13 @@ impl Servers {
             for id in self.judge(&answers, &wanted) {
                 took.insert(id, begun.elapsed());
             }
+            if !self.reload.reaches_the_silent() {
+                let late = answers.iter().filter_map(Answer::ok).filter(|it| {
+                    self.known(it).proven.is_none() && orders.iter().all(|to| to.target != it.id)
+                });
+                let late: Vec<&Running> = late.collect();
+                orders.extend(self.reload.order(&mut self.ask, &late, deadline).await);
+            }
             let settled = |answer: &Answer| match &answer.running {
                 Ok(it) => self.known(it).proven.is_some() || refusal(&orders, &it.id).is_some(),
                 // It may be starting again.
@@ -210,11 +300,8 @@ impl Servers {
     /// Asks every server, and notices which are new, restarted or missing.
     async fn look(&mut self, patience: Duration) -> Vec<Answer> {
         let mut answers = self.ask.everyone(patience).await;
-        let present: BTreeSet<String> = answers
-            .iter()
-            .filter_map(|it| it.running.as_ref().ok())
-            .map(|it| it.id.clone())
-            .collect();
+        let present: BTreeSet<String> =
+            answers.iter().filter_map(Answer::ok).map(|it| it.id.clone()).collect();
         for answer in &answers {
             let Ok(running) = &answer.running else { continue };
             if let Some(known) = self.known.iter_mut().find(|it| it.id == running.id) {
@@ -236,9 +323,14 @@ impl Servers {
                         || it.missing.get_or_insert_with(Instant::now).elapsed() < ABSENCE
                 });
                 let missing = self.known.iter().filter(|it| !present.contains(&it.id));
-                answers.extend(missing.map(|it| Answer {
-                    server: it.server.clone(),
-                    running: Err(ServerError::Missing { server: it.server.clone() }),
+                let mut missing: Vec<String> = missing.map(|it| it.server.clone()).collect();
+                // One that was busy whenever we looked is in nobody's memory but its cluster's.
+                if ask::unanswered(answers.iter().filter_map(Answer::ok)) > missing.len() {
+                    missing.push("another server of the cluster".into());
+                }
+                answers.extend(missing.into_iter().map(|server| Answer {
+                    running: Err(ServerError::Missing { server: server.clone() }),
+                    server,
                 }));
             }
             Ask::System(_) | Ask::Monitors(_) | Ask::Nothing => (),
@@ -247,13 +339,16 @@ impl Servers {
         answers
     }
 
-    /// Whatever was proven was proven of the former file.
-    fn file_was_replaced(&mut self, file: &Applied, answers: &[Answer]) {
-        self.written = Some(file.written);
+    /// Forgets what was proven of another file, which we or another process has replaced.
+    fn turn_to(&mut self, file: &Applied, answers: &[Answer]) {
+        if !file.changed && self.file == file.hash {
+            return;
+        }
+        self.file.clone_from(&file.hash);
         self.ordered = false;
         for known in &mut self.known {
             let proven = known.proven.take();
-            let mut running = answers.iter().filter_map(|it| it.running.as_ref().ok());
+            let mut running = answers.iter().filter_map(Answer::ok);
             known.former = match running.find(|it| it.id == known.id) {
                 // It was replaced a moment ago, by us.
                 Some(running) if file.changed => running.config_digest.clone(),
@@ -265,7 +360,7 @@ impl Servers {
     /// Holds every answer against what is wanted. Returns whom that newly proved to run the file.
     fn judge(&mut self, answers: &[Answer], wanted: &Wanted) -> Vec<String> {
         let mut newly = Vec::new();
-        for running in answers.iter().filter_map(|it| it.running.as_ref().ok()) {
+        for running in answers.iter().filter_map(Answer::ok) {
             let known = self.known.iter_mut().find(|it| it.id == running.id);
             let known = known.expect("who answers is known");
             let proven = wanted.proof(known, running);
@@ -305,10 +400,14 @@ impl Servers {
                     let state = match &self.known(&running).proven {
                         Some(it) => State::InStep { proof: it.proof, note: it.note },
                         None => not(refusal(orders, &running.id).unwrap_or_else(|| {
-                            Arc::new(ServerError::NotLoaded {
-                                server: server.clone(),
-                                after: self.timeout,
-                                refusal: wanted.file.refusal().map(str::to_owned),
+                            let server = server.clone();
+                            Arc::new(match wanted.ordered {
+                                None => ServerError::Stale { server },
+                                Some(_) => ServerError::NotLoaded {
+                                    server,
+                                    after: self.timeout,
+                                    refusal: wanted.file.refusal().map(str::to_owned),
+                                },
                             })
                         })),
                     };
@@ -375,14 +474,20 @@ impl Wanted<'_> {
             return (running.stamp.as_ref() == Some(stamp)).then(|| proven(Proof::Stamp, note));
         }
         let Some(before) = &known.proven else {
+            if self.file.proven.contains(&running.mark()) {
+                return Some(proven(Proof::Earlier, note));
+            }
             // A reload that began before the file was replaced may end after it, and may take a
             // minute: the load time moves though the former file was read. The digest would not.
             let former = known.former.is_some() && known.former == running.config_digest;
             let again = self.ordered.is_some() && !self.file.changed;
             let since = self.ordered.map_or(self.file.written, |it| it.max(self.file.written));
-            let doubtful = former && !again || differs && known.comparable;
-            let loaded = running.loaded > since && !doubtful;
-            return loaded.then(|| proven(Proof::LoadTime, note));
+            let loaded = running.loaded > since && (again || !former);
+            // Unless we just ordered it, nobody knows whether the config that was loaded then
+            // included the file. If the main config is another by now, it may not have.
+            let another = differs || self.file.main_changed.is_some_and(|it| it > running.loaded);
+            let doubt = if self.ordered.is_some() { differs && known.comparable } else { another };
+            return (loaded && !doubt).then(|| proven(Proof::LoadTime, note));
         };
         // Every reload since then has read the same file.
         let same = before.config_load_time == running.config_load_time
@@ -391,11 +496,32 @@ impl Wanted<'_> {
     }
 }
 
+impl Proven {
+    /// As [`Running::mark`].
+    fn mark(&self) -> String {
+        mark(self.config_digest.as_deref(), self.config_load_time)
+    }
+}
+
+impl Running {
+    /// What stays the same as long as the server runs the same config; before 2.11, until it loads
+    /// any.
+    fn mark(&self) -> String {
+        mark(self.config_digest.as_deref(), self.config_load_time)
+    }
+}
+
+fn mark(digest: Option<&str>, loaded: SystemTime) -> String {
+    let since = || loaded.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    digest.map_or_else(|| format!("loaded:{}", since().as_nanos()), str::to_owned)
+}
+
 impl Known {
     fn new(server: &str, running: &Running) -> Known {
         Known {
             server: server.into(),
             id: running.id.clone(),
+            version: running.version.clone(),
             address: running.address.clone(),
             missing: None,
             comparable: false,
@@ -409,6 +535,12 @@ impl Known {
         self.server == next.server
             || self.server == self.id && next.server == next.id && self.address == next.address
     }
+}
+
+/// Whether a nats-server of this version has `server_metadata`.
+fn since_2_12(version: &str) -> bool {
+    let mut numbers = version.split('.').map_while(|it| it.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(2), Some(12))
 }
 
 /// What `nats-server -t` makes of the config on disk.

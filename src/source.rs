@@ -1,6 +1,22 @@
 //! Where users and roles come from.
 
-use crate::auth::Snapshot;
+mod api;
+mod http;
+mod realtime;
+mod record;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+pub mod sse;
+pub mod view;
+
+use std::{error::Error, io, path::PathBuf, time::Duration};
+
+use crate::{auth::Snapshot, options::PocketBaseOptions};
+
+pub use http::Http;
+pub use record::{Field, Schema};
+#[cfg(feature = "sqlite")]
+pub use sqlite::Sqlite;
 
 /// A place that knows the users and roles.
 ///
@@ -21,7 +37,321 @@ pub trait Source: Send {
     fn changed(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-/// The source could not be read. Nothing was changed.
+/// A PocketBase: over the network, or its database file on this machine.
+///
+/// Both read the same records as the same [`Snapshot`].
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a process has one of them")]
+pub enum PocketBase {
+    /// Over its web API.
+    Http(Http),
+    /// From its data folder.
+    #[cfg(feature = "sqlite")]
+    Sqlite(Sqlite),
+}
+
+impl PocketBase {
+    /// Takes the settings, and refuses those that contradict each other.
+    ///
+    /// PocketBase need not be there yet: it is first asked by [`snapshot`](Source::snapshot).
+    pub fn open(options: &PocketBaseOptions) -> Result<PocketBase, SourceError> {
+        match (&options.url, &options.data_dir) {
+            (Some(_), Some(_)) => {
+                Err(SourceError::Settings("both `url` and `data_dir` are set".into()))
+            }
+            (None, None) => {
+                Err(SourceError::Settings("neither `url` nor `data_dir` is set".into()))
+            }
+            (Some(url), None) => Http::open(url, options).map(PocketBase::Http),
+            #[cfg(feature = "sqlite")]
+            (None, Some(folder)) => Ok(PocketBase::Sqlite(Sqlite::open(folder, options))),
+            #[cfg(not(feature = "sqlite"))]
+            (None, Some(_)) => Err(SourceError::Settings(
+                "`data_dir` is set, but this pb-nats was built without the feature `sqlite`".into(),
+            )),
+        }
+    }
+}
+
+impl Source for PocketBase {
+    async fn snapshot(&mut self) -> Result<Snapshot, SourceError> {
+        match self {
+            PocketBase::Http(http) => http.snapshot().await,
+            #[cfg(feature = "sqlite")]
+            PocketBase::Sqlite(sqlite) => sqlite.snapshot().await,
+        }
+    }
+
+    async fn changed(&mut self) {
+        match self {
+            PocketBase::Http(http) => http.changed().await,
+            #[cfg(feature = "sqlite")]
+            PocketBase::Sqlite(sqlite) => sqlite.changed().await,
+        }
+    }
+}
+
+/// The source could not be read. Nothing was changed: what is in force stays in force.
+///
+/// No variant holds a token or a password.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum SourceError {}
+pub enum SourceError {
+    /// The settings contradict each other or make no sense. PocketBase was not asked.
+    #[error("{0}")]
+    Settings(String),
+    /// The file with the token or password cannot be read. PocketBase was not asked.
+    #[error("the file with the token or password cannot be read")]
+    Credentials(#[source] io::Error),
+    /// The system's or the extra certificate authorities cannot be used. PocketBase was not asked.
+    #[error("the certificate authorities cannot be used")]
+    Certificates(#[source] Box<dyn Error + Send + Sync>),
+    /// There was no connection, or it broke in the middle of the answer.
+    #[error("PocketBase at `{url}` cannot be reached")]
+    Unreachable {
+        /// Its address.
+        url: String,
+        /// What happened.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// There is a connection, but no complete answer.
+    #[error("PocketBase at `{url}` did not answer within {timeout:?}")]
+    Slow {
+        /// Its address.
+        url: String,
+        /// How long it had.
+        timeout: Duration,
+    },
+    /// The address answers that another one should be asked. That one was not: it would see the
+    /// token.
+    #[error("`{request}` is redirected to `{to}`")]
+    Redirected {
+        /// What was asked for.
+        request: String,
+        /// Where it should be asked for.
+        to: String,
+    },
+    /// The answer is one of failure, from PocketBase or from something in front of it.
+    #[error("`{request}` was answered with {status}: {answer}")]
+    Status {
+        /// What was asked for.
+        request: String,
+        /// The status of the answer.
+        status: u16,
+        /// The beginning of the answer.
+        answer: String,
+    },
+    /// The answer is one of success, but not one that PocketBase gives.
+    #[error("the answer to `{request}` is not PocketBase's: {answer}")]
+    NotPocketBase {
+        /// What was asked for.
+        request: String,
+        /// The beginning of the answer.
+        answer: String,
+    },
+    /// The token is wrong, has expired or was revoked. PocketBase treats us as a guest.
+    #[error("PocketBase does not accept the token")]
+    TokenRefused,
+    /// PocketBase does not know the identity, or its password is another.
+    #[error("PocketBase does not accept the identity and password for `{collection}`: {answer}")]
+    LoginRefused {
+        /// The auth collection.
+        collection: String,
+        /// What PocketBase says.
+        answer: String,
+    },
+    /// The password alone is not enough to log in.
+    #[error("the account wants a second factor besides its password")]
+    SecondFactor,
+    /// The account is known, but must not read the collection.
+    #[error("the account may not read `{collection}`")]
+    Forbidden {
+        /// The collection.
+        collection: String,
+    },
+    /// The collection was never made, or is named otherwise.
+    #[error("PocketBase has no collection `{collection}`")]
+    NoCollection {
+        /// The collection.
+        collection: String,
+    },
+    /// The collection is a view, where one that holds records is needed.
+    #[error("the collection `{collection}` is a view")]
+    IsView {
+        /// The collection.
+        collection: String,
+    },
+    /// A field that is needed was never made, is named otherwise, or is hidden from the account.
+    #[error("the collection `{collection}` shows no field `{field}`")]
+    NoField {
+        /// The collection.
+        collection: String,
+        /// The field.
+        field: String,
+    },
+    /// A field holds what it must not.
+    #[error("the field `{field}` of `{collection}` is not {wanted} (record `{record}`)")]
+    WrongType {
+        /// The collection.
+        collection: String,
+        /// The field.
+        field: String,
+        /// What is wanted.
+        wanted: &'static str,
+        /// The id of a record.
+        record: String,
+    },
+    /// The passwords are not shown. That is not "nobody has one", so nothing is concluded from it.
+    #[error("PocketBase's API does not show the field `{field}` of `{collection}`")]
+    PasswordsHidden {
+        /// The collection.
+        collection: String,
+        /// The field.
+        field: String,
+    },
+    /// The records changed during each of several readings.
+    #[error("the records kept changing during {readings} readings")]
+    Torn {
+        /// How many readings there were.
+        readings: usize,
+    },
+    /// The export view is there, but shows no row.
+    #[error("the view `{view}` shows its row to others, not to this account")]
+    ViewHidden {
+        /// The view.
+        view: String,
+    },
+    /// The export view is not one that pb-nats understands.
+    #[error("the view `{view}` is not an export view that pb-nats understands")]
+    ViewUnknown {
+        /// The view.
+        view: String,
+    },
+    /// The export view was made for other collections than those in the settings.
+    #[error("the view `{view}` carries the collection `{carried}`, not `{wanted}`")]
+    ViewOfOther {
+        /// The view.
+        view: String,
+        /// The collection it was made for.
+        carried: String,
+        /// The collection in the settings.
+        wanted: String,
+    },
+    /// A field was added to the collection after the export view was made.
+    #[error("the view `{view}` lacks the field `{field}` of `{collection}`")]
+    ViewLacks {
+        /// The view.
+        view: String,
+        /// The collection.
+        collection: String,
+        /// The field.
+        field: String,
+    },
+    /// The data folder, or the database in it, is not there or cannot be looked at.
+    #[error("there is no PocketBase database")]
+    NoDatabase(#[source] io::Error),
+    /// The database cannot be read.
+    #[error("the database `{}` cannot be read", path.display())]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// It is a database, but not one of PocketBase.
+    #[error("the database `{}` is not one of PocketBase 0.23 or later", path.display())]
+    NotPocketBaseData {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl SourceError {
+    /// What one can do about it.
+    pub fn hint(&self) -> Option<String> {
+        let remake = |view: &str| {
+            format!("delete the view `{view}` in PocketBase and let `pb-nats init` make it again")
+        };
+        Some(match self {
+            SourceError::Settings(_) => {
+                "set `url` and one of `token_file`, `token` or `identity` with its password; \
+                 or only `data_dir`"
+                    .into()
+            }
+            SourceError::Credentials(_) => {
+                "the file must hold the token or password alone, and be readable by pb-nats".into()
+            }
+            SourceError::Certificates(_) => {
+                "`ca_file` must be a PEM file; the system's authorities are in the package \
+                 `ca-certificates`"
+                    .into()
+            }
+            SourceError::Unreachable { url, .. } if url.starts_with("https:") => {
+                "is PocketBase running, is `url` its address, and is the authority of its \
+                 certificate known to the system or in `ca_file`?"
+                    .into()
+            }
+            SourceError::Unreachable { .. } => {
+                "is PocketBase running, and is `url` its address?".into()
+            }
+            SourceError::Slow { .. } => "`request_timeout` says how long an answer may take".into(),
+            SourceError::Redirected { to, .. } => {
+                format!("if `{to}` is your PocketBase, set `url` to that address")
+            }
+            SourceError::Status { status: 429, .. } => {
+                "PocketBase's rate limits are in its settings; superusers are exempt".into()
+            }
+            SourceError::Status { .. } | SourceError::NotPocketBase { .. } => {
+                "is `url` PocketBase's address, with the base path if it has one?".into()
+            }
+            SourceError::TokenRefused => {
+                "tokens end with their time, and when the account's email or password changes; \
+                 a lasting one is made with \"Impersonate\" on the account's page in PocketBase"
+                    .into()
+            }
+            SourceError::LoginRefused { .. } => {
+                "check `auth_collection`, `identity` and the password".into()
+            }
+            SourceError::SecondFactor => "use a token made with \"Impersonate\" instead".into(),
+            SourceError::Forbidden { collection } => {
+                format!("let the list rule of `{collection}` admit the account, or use a superuser")
+            }
+            SourceError::NoCollection { .. } => {
+                "`pb-nats init` makes missing collections; for existing ones set \
+                 `user_collection` and `role_collection`"
+                    .into()
+            }
+            SourceError::IsView { .. } => "set the collection that the view selects from".into(),
+            SourceError::NoField { .. } => {
+                "add the field, or set `username_field`, `password_field`, `role_field` or \
+                 `active_field`; a hidden field is shown to superusers and by the export view only"
+                    .into()
+            }
+            SourceError::WrongType { .. } => "change the type of the field in PocketBase".into(),
+            SourceError::PasswordsHidden { .. } => {
+                "a field of the type \"password\" is carried by the export view, which \
+                 `pb-nats init` makes, or read with `data_dir`"
+                    .into()
+            }
+            SourceError::Torn { .. } => {
+                "the export view, which `pb-nats init` makes, is read in one piece".into()
+            }
+            SourceError::ViewHidden { view } => {
+                format!("let the list rule of `{view}` admit the account, or use a superuser")
+            }
+            SourceError::ViewUnknown { view }
+            | SourceError::ViewOfOther { view, .. }
+            | SourceError::ViewLacks { view, .. } => remake(view),
+            SourceError::NoDatabase(_) | SourceError::NotPocketBaseData { .. } => {
+                "`data_dir` is the folder that PocketBase calls `pb_data`".into()
+            }
+            SourceError::Database { .. } => {
+                "run pb-nats as a user who may read and write the folder's files; it only reads, \
+                 but SQLite needs a `-shm` file beside a database in use"
+                    .into()
+            }
+        })
+    }
+}

@@ -1,7 +1,8 @@
 use std::{
     collections::BTreeSet,
-    io,
+    fmt, io,
     path::{Component, Path, PathBuf},
+    time::SystemTime,
 };
 
 use fs_err as fs;
@@ -21,6 +22,7 @@ pub struct MainConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct ConfFile {
     text: String,
+    changed: SystemTime,
     /// Line and value of each `include`, and what it points to.
     includes: Vec<(usize, String, Target)>,
 }
@@ -46,6 +48,29 @@ pub enum Placement {
     },
     /// This reader does not understand the main config; nats-server may.
     Unknown(ConfError),
+}
+
+impl Placement {
+    /// How to mend it.
+    pub const HINT: &str = "put `include \"auth.conf\"` on a line of its own, at the top level of the \
+        main config, behind any `authorization` block";
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Placement::InForce => f.write_str("the main config includes the auth file"),
+            Placement::NotIncluded => {
+                f.write_str("the main config does not include the auth file at its top level")
+            }
+            Placement::Overridden { line } => write!(
+                f,
+                "an `authorization` block (line {line}) stands behind the include of the auth file \
+                 and replaces it"
+            ),
+            Placement::Unknown(why) => write!(f, "the main config is not understood: {why}"),
+        }
+    }
 }
 
 /// The key that stands for the auth file among the entries. No key of a config has a space.
@@ -91,6 +116,27 @@ impl MainConfig {
         later.map_or(Placement::InForce, |it| Placement::Overridden { line: it.line })
     }
 
+    /// Users of `authorization` blocks that the include replaces, but for a single one: that is the
+    /// locked user of a main config that is closed by itself.
+    pub fn replaced_users(&self) -> Vec<String> {
+        let Ok(entries) = &self.entries else { return Vec::new() };
+        let blocks = entries.iter().filter(|it| it.key.eq_ignore_ascii_case("authorization"));
+        let users: Vec<String> = blocks
+            .filter_map(|it| it.value.at("users"))
+            .flat_map(Node::items)
+            .filter_map(|user| {
+                ["user", "username", "nkey"].into_iter().find_map(|key| user.at(key))
+            })
+            .filter_map(|it| word(it, entries))
+            .collect();
+        if users.len() > 1 { users } else { Vec::new() }
+    }
+
+    /// When the config, or anything that it includes but for the auth file, was last changed.
+    pub fn changed(&self) -> SystemTime {
+        self.files.iter().map(|it| it.changed).max().expect("there is the main config itself")
+    }
+
     /// Whether the operator's own metadata would be lost if the auth file had some.
     pub fn has_metadata(&self) -> bool {
         self.entries.as_ref().map_or(true, |it| conf::last(it, "server_metadata").is_some())
@@ -129,7 +175,8 @@ fn read(
     let text = String::from_utf8_lossy(&fs::read(path)?).into_owned();
     let parsed = conf::read(&text);
     let n = files.len();
-    files.push(ConfFile { text, includes: Vec::new() });
+    let changed = fs::metadata(path)?.modified()?;
+    files.push(ConfFile { text, changed, includes: Vec::new() });
     let entries = match parsed {
         Ok(_) if depth > MAX_DEPTH => Err(ConfError { line: 1, what: "includes itself" }),
         Ok(entries) => expand(entries, path, auth_file, files, n, depth)?,
@@ -153,8 +200,7 @@ fn expand(
         if let Some(value) = include.map(str::to_owned) {
             let included = joined(folder(path), &value);
             let target = if real(&included) == *auth_file {
-                entry.key = AUTH_FILE.to_owned();
-                expanded.push(entry.clone());
+                expanded.push(Entry { key: AUTH_FILE.to_owned(), ..entry.clone() });
                 Target::AuthFile
             } else {
                 let target = Target::File(files.len());

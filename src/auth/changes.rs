@@ -55,6 +55,13 @@ pub enum Refused {
     },
 }
 
+impl Refused {
+    /// What one can do about it.
+    pub fn hint(&self) -> &'static str {
+        "the last good state stays in force; if the removal is meant: `pb-nats once --accept-removals`"
+    }
+}
+
 impl Changes {
     /// What turns `old` into `new`.
     pub fn between(old: &Desired, new: &Desired) -> Changes {
@@ -130,16 +137,17 @@ impl Changes {
 impl fmt::Display for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut between = "";
-        for (what, names) in [
-            ("users added", &self.users_added),
-            ("users changed", &self.users_changed),
-            ("users removed", &self.users_removed),
-            ("roles added", &self.roles_added),
-            ("roles changed", &self.roles_changed),
-            ("roles removed", &self.roles_removed),
+        for (what, came, names) in [
+            ("user", "added", &self.users_added),
+            ("user", "changed", &self.users_changed),
+            ("user", "removed", &self.users_removed),
+            ("role", "added", &self.roles_added),
+            ("role", "changed", &self.roles_changed),
+            ("role", "removed", &self.roles_removed),
         ] {
             if !names.is_empty() {
-                write!(f, "{between}{} {what} ({})", names.len(), few(names))?;
+                let (count, plural) = (names.len(), if names.len() == 1 { "" } else { "s" });
+                write!(f, "{between}{count} {what}{plural} {came} ({})", few(names))?;
                 between = ", ";
             }
         }

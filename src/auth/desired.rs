@@ -63,6 +63,16 @@ pub enum Grant {
     Own(Box<Rules>),
 }
 
+impl Grant {
+    /// The role, if it is one as it is.
+    pub(super) fn role(&self) -> Option<&Arc<str>> {
+        match self {
+            Grant::Role(name) => Some(name),
+            Grant::Defaults | Grant::Own(_) => None,
+        }
+    }
+}
+
 /// What may be published, subscribed to and answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
@@ -229,7 +239,8 @@ fn unambiguous<'a>(
             about_name(Problem::NameCase, Effect::Kept);
         }
         let nkey = record.nkey.as_str();
-        if !nkey.is_empty() && nkeys[nkey] > 1 {
+        // Anything else is left out later, and not shown.
+        if is_public_nkey(nkey) && nkeys[nkey] > 1 {
             finding("nkey", nkey, Problem::NkeyTwice, Effect::LeftOut);
             return false;
         }
@@ -261,7 +272,8 @@ fn judge(
             return None;
         }
         Err(problem) => {
-            left_out("nkey", &quoted(&record.nkey), problem);
+            // It may well be the private key.
+            left_out("nkey", "", problem);
             return None;
         }
     };
@@ -290,7 +302,7 @@ fn judge(
             for part in bases.chain(base).chain([&own]) {
                 rules.add(part, values, &about, findings);
             }
-            Grant::Own(Box::new(rules.into_rules()))
+            Grant::Own(Box::new(rules.into_rules(&about, findings)))
         }
     };
     let login = match credential {
@@ -437,6 +449,7 @@ impl Granted {
             effect,
         };
         let granted = Granted::new(&role.permissions, &about, findings);
+        granted.report_wider(&about, findings);
         let responses = responses(role).unwrap_or_else(|(field, value, problem)| {
             findings.push(about(field, &shown(value), problem, Effect::NotGranted));
             None
@@ -456,13 +469,30 @@ impl Granted {
 
     /// As rules for everyone who has them. `None` if they differ from user to user.
     fn as_they_are(&self) -> Option<Rules> {
-        let subjects = |it: &Entries| Subjects::new(it.allow.clone(), it.deny.clone());
-        (!self.has_templates()).then(|| Rules {
-            publish: subjects(&self.publish),
-            subscribe: subjects(&self.subscribe),
+        if self.has_templates() {
+            return None;
+        }
+        let Entries { allow, deny, .. } = &self.subscribe;
+        Some(Rules {
+            publish: Subjects::new(self.publish.allow.clone(), self.publish.deny.clone()),
+            subscribe: Subjects::subscribing(allow.clone(), deny.clone()).0,
             responses: self.responses,
         })
     }
+
+    /// Reports what nats-server will not keep apart, for rules that are the same for everyone.
+    fn report_wider(&self, about: &About<'_>, findings: &mut Vec<Finding>) {
+        if !self.has_templates() {
+            let Entries { allow, deny, .. } = &self.subscribe;
+            let (_, wider) = Subjects::subscribing(allow.clone(), deny.clone());
+            findings.extend(wider.iter().map(|it| wider_than_said(it, about)));
+        }
+    }
+}
+
+fn wider_than_said(subject: &Subject, about: &About<'_>) -> Finding {
+    let value = quoted(subject.as_str());
+    about("subscribe_permissions", &value, Problem::Wider, Effect::Kept)
 }
 
 /// Reads one list of subjects. `false` if any of it could not be honoured.
@@ -483,10 +513,8 @@ fn read_list(
             None => Err(Problem::NotText),
             Some(text) if subject::is_template(text) => {
                 // Tried once for the role, so that a mistake in it is one finding, not one a user.
-                let values = Values { username: "x", id: "x" };
-                subject::fill(text, values)
-                    .and_then(|filled| parse(&filled))
-                    .map(|_| templates.push(text.to_owned()))
+                subject::check_template(text, parse)
+                    .map(|()| templates.push(text.to_owned()))
                     .map_err(Problem::Subject)
             }
             Some(text) => match parse(text) {
@@ -521,43 +549,44 @@ impl Filled {
         about: &About<'_>,
         findings: &mut Vec<Finding>,
     ) {
-        let mut add = |to: &mut (BTreeSet<_>, BTreeSet<_>), from: &Entries, parse: Parse, field| {
+        let mut add = |to: &mut (BTreeSet<_>, BTreeSet<_>),
+                       from: &Entries,
+                       parse: Parse,
+                       direction| {
             let (allow, deny) = to;
             allow.extend(from.allow.iter().cloned());
             deny.extend(from.deny.iter().cloned());
-            let mut fill = |template: &str, effect| {
+            let mut fill = |template: &str, list: &str, effect| {
                 let filled = subject::fill(template, values).and_then(|filled| parse(&filled));
-                filled
-                    .map_err(|why| {
-                        findings.push(about(
-                            field,
-                            &quoted(template),
-                            Problem::Subject(why),
-                            effect,
-                        ));
-                    })
-                    .ok()
+                let refused = |why| {
+                    let field = format!("{direction}_{list}");
+                    findings.push(about(&field, &quoted(template), Problem::Subject(why), effect));
+                };
+                filled.map_err(refused).ok()
             };
-            allow.extend(from.allow_templates.iter().filter_map(|it| fill(it, Effect::NotGranted)));
-            deny.extend(
-                from.deny_templates.iter().map(|it| {
-                    fill(it, Effect::DirectionDenied).unwrap_or_else(Subject::everything)
-                }),
-            );
+            for template in &from.allow_templates {
+                allow.extend(fill(template, "permissions", Effect::NotGranted));
+            }
+            for template in &from.deny_templates {
+                let filled = fill(template, "deny_permissions", Effect::DirectionDenied);
+                deny.insert(filled.unwrap_or_else(Subject::everything));
+            }
         };
-        add(&mut self.publish, &granted.publish, Subject::parse, "publish_permissions");
+        add(&mut self.publish, &granted.publish, Subject::parse, "publish");
         let parse = Subject::parse_subscription;
-        add(&mut self.subscribe, &granted.subscribe, parse, "subscribe_permissions");
+        add(&mut self.subscribe, &granted.subscribe, parse, "subscribe");
         self.responses = match (self.responses, granted.responses) {
             (Some(one), Some(other)) => Some(one.wider(other)),
             (one, other) => one.or(other),
         };
     }
 
-    fn into_rules(self) -> Rules {
+    fn into_rules(self, about: &About<'_>, findings: &mut Vec<Finding>) -> Rules {
+        let (subscribe, wider) = Subjects::subscribing(self.subscribe.0, self.subscribe.1);
+        findings.extend(wider.iter().map(|it| wider_than_said(it, about)));
         Rules {
             publish: Subjects::new(self.publish.0, self.publish.1),
-            subscribe: Subjects::new(self.subscribe.0, self.subscribe.1),
+            subscribe,
             responses: self.responses,
         }
     }
@@ -609,6 +638,28 @@ impl Subjects {
             return Subjects::default();
         }
         Subjects { allow, deny }
+    }
+
+    /// The same for subscriptions, where an allowed `a.*` must not become `a.>`.
+    ///
+    /// Also what could not be kept from becoming it, since a narrower permission lies beyond.
+    fn subscribing(
+        allow: BTreeSet<Subject>,
+        mut deny: BTreeSet<Subject>,
+    ) -> (Subjects, Vec<Subject>) {
+        let mut wider = Vec::new();
+        for entry in &allow {
+            let Some(beyond) = entry.beyond() else { continue };
+            if allow.iter().any(|it| it.covers(&beyond)) {
+                continue;
+            }
+            if allow.iter().any(|it| it.overlaps(&beyond)) {
+                wider.push(entry.clone());
+            } else {
+                deny.insert(beyond);
+            }
+        }
+        (Subjects::new(allow, deny), wider)
     }
 
     /// Whether nothing is allowed.
@@ -666,7 +717,9 @@ impl Policy {
             problem,
             effect,
         };
-        Granted::new(&permissions, &about, findings)
+        let defaults = Granted::new(&permissions, &about, findings);
+        defaults.report_wider(&about, findings);
+        defaults
     }
 
     fn about_user(
@@ -694,13 +747,8 @@ fn identifiers(
     roles: &[RoleRecord],
     users: &BTreeMap<String, User>,
 ) -> HashMap<Arc<str>, Arc<str>> {
-    let used: BTreeSet<&str> = users
-        .values()
-        .filter_map(|it| match &it.grant {
-            Grant::Role(id) => Some(&**id),
-            Grant::Defaults | Grant::Own(_) => None,
-        })
-        .collect();
+    let used: BTreeSet<&str> =
+        users.values().filter_map(|it| it.grant.role().map(|id| &**id)).collect();
     let mut used: Vec<&RoleRecord> = roles.iter().filter(|it| used.contains(&*it.id)).collect();
     used.sort_by_key(|it| (&it.name, &it.id));
     let mut taken = BTreeSet::new();

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 
 use super::subject::BadSubject;
 
@@ -20,7 +20,6 @@ pub struct Finding {
     /// What was found there, shortened; never a password.
     pub value: String,
     /// What is wrong with it.
-    #[serde(serialize_with = "as_text")]
     pub problem: Problem,
     /// What came of it.
     pub effect: Effect,
@@ -78,6 +77,9 @@ pub enum Problem {
     NotText,
     /// An entry is not a subject.
     Subject(BadSubject),
+    /// nats-server lets a subscription to `a.>` pass for an allowed `a.*`, and here nothing can be
+    /// denied against that without denying what is allowed.
+    Wider,
     /// nats-server knows no such connection type.
     ConnectionType,
     /// The field is not a bool.
@@ -183,6 +185,12 @@ impl Problem {
             Problem::Subject(_) => {
                 ("bad_subject", "it is not a subject", "correct the subject, such as a.*.c or a.>")
             }
+            Problem::Wider => (
+                "wider",
+                "nats-server takes a subscription with `>` in the place of the last `*` for it, and \
+                 denying that would deny another permission",
+                "list the subjects one by one, or move those below it elsewhere",
+            ),
             Problem::ConnectionType => (
                 "connection_type",
                 "there is no such connection type",
@@ -231,11 +239,13 @@ impl fmt::Display for Finding {
     }
 }
 
-fn as_text<S: serde::Serializer>(problem: &Problem, serializer: S) -> Result<S::Ok, S::Error> {
-    use serde::ser::SerializeStruct as _;
-    let mut object = serializer.serialize_struct("Problem", 3)?;
-    object.serialize_field("kind", problem.kind())?;
-    object.serialize_field("text", &problem.to_string())?;
-    object.serialize_field("mend", problem.mend())?;
-    object.end()
+/// As an object: its kind, what is wrong, and how to mend it.
+impl Serialize for Problem {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_struct("Problem", 3)?;
+        object.serialize_field("kind", self.kind())?;
+        object.serialize_field("text", &self.to_string())?;
+        object.serialize_field("mend", self.mend())?;
+        object.end()
+    }
 }

@@ -10,6 +10,8 @@ use super::{
 const OURS: &str = "# Authorization for nats-server, written by pb-nats";
 /// The number on the second line. A file with a larger one is not for us to touch.
 const FORMAT: u32 = 1;
+/// How the last line begins if servers can show by it that they run the file.
+const STAMP: &str = "server_metadata { pb_nats: \"";
 /// The user that keeps a server closed when there is no other.
 pub(super) const LOCKED_USER: &str = "pb-nats-locked";
 /// Well formed, cheap to refuse, and no password's: bcrypt leaves the last two bits of a hash zero, so
@@ -26,6 +28,7 @@ const TAKEN: &[&str] = &[
     "AUTH_CALLOUT",
     "AUTH_HOOK",
     "AUTH_USERS",
+    "DEFAULT_PERMISSION",
     "DEFAULT_PERMISSIONS",
     "DEFAULT_SENTINEL",
     "FALSE",
@@ -83,7 +86,7 @@ pub fn render(desired: &Desired) -> String {
 /// Adds to what [`render`] wrote when it was written, and what a server shows once it runs it.
 pub fn dated(text: &str, generated_at: &str, stamp: Option<&str>) -> String {
     let head = text.match_indices('\n').nth(1).expect("two lines of comment").0 + 1;
-    let stamp = stamp.map(|it| format!("\nserver_metadata {{ pb_nats: {} }}\n", quote(it)));
+    let stamp = stamp.map(|it| format!("\n{STAMP}{it}\" }}\n"));
     format!(
         "{}# Generated at: {generated_at}\n{}{}",
         &text[..head],
@@ -94,8 +97,8 @@ pub fn dated(text: &str, generated_at: &str, stamp: Option<&str>) -> String {
 
 /// The stamp that [`dated`] put into the text.
 pub fn stamp(text: &str) -> Option<String> {
-    let entries = conf::read(text).ok()?;
-    Some(conf::last(&entries, "server_metadata")?.at("pb_nats")?.text()?.to_owned())
+    let (_, last) = text.trim_end().rsplit_once('\n')?;
+    Some(last.strip_prefix(STAMP)?.strip_suffix("\" }")?.to_owned())
 }
 
 /// Reads back what [`render`] wrote.
@@ -146,36 +149,46 @@ fn write(out: &mut String, desired: &Desired) -> std::fmt::Result {
     }
     writeln!(out, "\n  # Users\n  users = [")?;
     for (login, user) in &desired.users {
-        let login = quote(login);
-        match &user.credential {
-            Credential::Nkey => write!(out, "    {{nkey: {login}")?,
-            Credential::Password(hash) => {
-                write!(out, "    {{user: {login}, password: {}", quote(&hash.0))?;
-            }
-        }
-        match &user.grant {
-            Grant::Defaults => (),
-            Grant::Role(name) => write!(out, ", permissions: ${name}")?,
-            Grant::Own(rules) => {
-                write!(out, ", permissions: {{")?;
-                write_rules(out, rules, ", ", "")?;
-                write!(out, "}}")?;
-            }
-        }
-        if !user.connection_types.is_empty() {
-            let types: Vec<_> = user.connection_types.iter().map(|it| quote(it.as_str())).collect();
-            write!(out, ", allowed_connection_types: [{}]", types.join(", "))?;
-        }
-        writeln!(out, "}}")?;
+        write_user(out, login, user)?;
     }
     if desired.users.is_empty() {
         // To nats-server no users means that everyone may do everything.
-        let (user, hash) = (quote(LOCKED_USER), quote(LOCKED_HASH));
-        write!(out, "    {{user: {user}, password: {hash}, permissions: {{")?;
-        write_rules(out, &Rules::default(), ", ", "")?;
-        writeln!(out, "}}}}")?;
+        write_user(out, LOCKED_USER, &locked())?;
     }
     writeln!(out, "  ]\n}}")
+}
+
+/// The user that nobody can be, and that may do nothing.
+fn locked() -> User {
+    User {
+        credential: Credential::Password(PasswordHash(LOCKED_HASH.to_owned())),
+        grant: Grant::Own(Box::default()),
+        connection_types: BTreeSet::new(),
+    }
+}
+
+fn write_user(out: &mut String, login: &str, user: &User) -> std::fmt::Result {
+    let login = quote(login);
+    match &user.credential {
+        Credential::Nkey => write!(out, "    {{nkey: {login}")?,
+        Credential::Password(hash) => {
+            write!(out, "    {{user: {login}, password: {}", quote(&hash.0))?;
+        }
+    }
+    match &user.grant {
+        Grant::Defaults => (),
+        Grant::Role(name) => write!(out, ", permissions: ${name}")?,
+        Grant::Own(rules) => {
+            write!(out, ", permissions: {{")?;
+            write_rules(out, rules, ", ", "")?;
+            write!(out, "}}")?;
+        }
+    }
+    if !user.connection_types.is_empty() {
+        let types: Vec<_> = user.connection_types.iter().map(|it| quote(it.as_str())).collect();
+        write!(out, ", allowed_connection_types: [{}]", types.join(", "))?;
+    }
+    writeln!(out, "}}")
 }
 
 fn write_rules(out: &mut String, rules: &Rules, between: &str, indent: &str) -> std::fmt::Result {
@@ -237,7 +250,7 @@ fn desired(entries: &[Entry]) -> Result<Desired, ConfError> {
 
 fn authorization(block: &Entry) -> Result<Desired, ConfError> {
     let mut desired = Desired::default();
-    let mut users = None;
+    let (mut defaults, mut users) = (None, None);
     for entry in block.value.entries() {
         match entry.key.as_str() {
             "timeout" => {
@@ -249,20 +262,33 @@ fn authorization(block: &Entry) -> Result<Desired, ConfError> {
                         what: "expected a number of seconds",
                     })?);
             }
-            "default_permissions" => desired.defaults = rules(&entry.value, entry)?,
+            "default_permissions" => defaults = Some(rules(&entry.value, entry)?),
             "users" if users.is_none() => users = Some(entry),
-            role if users.is_none() => {
+            role if users.is_none() && identifier(role) == role => {
                 desired.roles.insert(role.into(), rules(&entry.value, entry)?);
             }
             _ => return unexpected(entry),
         }
     }
-    let users = users.ok_or(ConfError { line: block.line, what: "expected `users`" })?;
+    // Without either, everything would be allowed to someone.
+    let (Some(defaults), Some(users)) = (defaults, users) else { return unexpected(block) };
+    desired.defaults = defaults;
     for item in users.value.items() {
         let (login, user) = user(item, users, &desired)?;
-        if login != LOCKED_USER {
-            desired.users.insert(login, user);
+        let new = desired.users.insert(login, user).is_none();
+        if !new {
+            return unexpected(users);
         }
+    }
+    match desired.users.remove(LOCKED_USER) {
+        None if !desired.users.is_empty() => (),
+        Some(user) if desired.users.is_empty() && user == locked() => (),
+        None | Some(_) => return unexpected(users),
+    }
+    // nats-server takes a role that nobody has for a mistake.
+    let used: BTreeSet<_> = desired.users.values().filter_map(|it| it.grant.role()).collect();
+    if used.len() < desired.roles.len() {
+        return unexpected(block);
     }
     Ok(desired)
 }

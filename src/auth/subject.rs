@@ -66,6 +66,47 @@ impl Subject {
         &*self.0 == ">"
     }
 
+    /// The subject alone, without a queue group.
+    pub fn subject(&self) -> &str {
+        self.0.split(' ').next().unwrap_or_default()
+    }
+
+    /// What a subscription to `a.>` gets beyond an allowed `a.*`: `a.*.>`. `None` if the last token
+    /// is not `*`.
+    ///
+    /// nats-server asks of the subscription's text whether it matches what is allowed, and there its
+    /// `>` is a token like any other. What is denied is also held against each message.
+    pub(super) fn beyond(&self) -> Option<Subject> {
+        let subject = self.subject();
+        (subject == "*" || subject.ends_with(".*")).then(|| Subject(format!("{subject}.>").into()))
+    }
+
+    /// Whether some subject matches both, queue groups aside.
+    pub(super) fn overlaps(&self, other: &Subject) -> bool {
+        let (mut one, mut two) = (self.subject().split('.'), other.subject().split('.'));
+        loop {
+            match (one.next(), two.next()) {
+                (None, None) | (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+                (Some("*"), Some(_)) | (Some(_), Some("*")) => (),
+                (Some(a), Some(b)) if a == b => (),
+                (Some(_) | None, Some(_) | None) => return false,
+            }
+        }
+    }
+
+    /// Whether everything that matches `other` matches this, queue groups aside.
+    pub(super) fn covers(&self, other: &Subject) -> bool {
+        let (mut one, mut two) = (self.subject().split('.'), other.subject().split('.'));
+        loop {
+            match (one.next(), two.next()) {
+                (Some(">"), Some(_)) => return true,
+                (Some("*"), Some(b)) if b != ">" => (),
+                (Some(a), Some(b)) if a == b => (),
+                (Some(_) | None, Some(_) | None) => return false,
+            }
+        }
+    }
+
     /// The text, as NATS writes it.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -96,6 +137,16 @@ fn check(text: &str) -> Result<(), BadSubject> {
         }
     }
     Ok(())
+}
+
+/// Whether the text is a subject once its placeholders are filled in with something harmless.
+///
+/// `parse` is [`Subject::parse`] or [`Subject::parse_subscription`].
+pub fn check_template(
+    text: &str,
+    parse: fn(&str) -> Result<Subject, BadSubject>,
+) -> Result<(), BadSubject> {
+    parse(&fill(text, Values { username: "x", id: "x" })?).map(drop)
 }
 
 /// The values that placeholders in a subject stand for.
@@ -208,6 +259,31 @@ mod tests {
         for bad in ["a  q", "a q r", " a", "a ", "a\u{a0}q", "a..b q", "a q..r"] {
             assert!(Subject::parse_subscription(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn wildcards_meet_and_contain_each_other() {
+        let subject = |text| Subject::parse(text).unwrap();
+        for (one, two, overlaps, covers) in [
+            ("a.*.>", "a.b.c", true, true),
+            ("a.>", "a.*.>", true, true),
+            (">", "*.>", true, true),
+            ("*.>", "a.*.>", true, true),
+            ("a.b.>", "a.*.>", true, false),
+            ("a.*", "a.*.>", false, false),
+            ("a.*.*", "a.*.>", true, false),
+            ("b.>", "a.*.>", false, false),
+            ("a", "a.*.>", false, false),
+        ] {
+            assert_eq!(subject(one).overlaps(&subject(two)), overlaps, "{one} {two}");
+            assert_eq!(subject(two).overlaps(&subject(one)), overlaps, "{two} {one}");
+            assert_eq!(subject(one).covers(&subject(two)), covers, "{one} {two}");
+        }
+        let beyond =
+            |text| Subject::parse_subscription(text).unwrap().beyond().map(|it| it.to_string());
+        assert_eq!(beyond("a.* q").as_deref(), Some("a.*.>"));
+        assert_eq!(beyond("*").as_deref(), Some("*.>"));
+        assert_eq!((beyond("a.>"), beyond("a.*.b"), beyond("a")), (None, None, None));
     }
 
     #[test]

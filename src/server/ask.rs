@@ -50,6 +50,8 @@ pub struct Running {
     pub config_digest: Option<String>,
     /// `pb_nats` in its config's `server_metadata`, since 2.12.
     pub stamp: Option<String>,
+    /// Whether its config has metadata of someone else's.
+    pub(super) other_metadata: bool,
     /// When it loaded its config, by its own clock.
     pub config_load_time: SystemTime,
     /// When it loaded its config, by our clock: rather too early than too late.
@@ -131,6 +133,11 @@ impl Ask {
 }
 
 impl Answer {
+    /// What it runs, if it answered.
+    pub(super) fn ok(&self) -> Option<&Running> {
+        self.running.as_ref().ok()
+    }
+
     /// Who answered, if it did.
     pub(super) fn awake(&self) -> Option<String> {
         self.running.is_ok().then(|| self.server.clone())
@@ -182,7 +189,7 @@ impl System {
             loop {
                 let alone = !answers.iter().any(|it: &Running| it.gateways);
                 let quiet = if alone { Duration::ZERO } else { QUIET };
-                let next = if complete(&answers) {
+                let next = if !answers.is_empty() && unanswered(answers.iter()) == 0 {
                     match time::timeout(quiet, replies.next()).await {
                         Ok(next) => next,
                         Err(_elapsed) => return Ok(()),
@@ -396,6 +403,7 @@ impl Varz {
             version: self.version,
             config_digest: self.config_digest.filter(|it| !it.is_empty()),
             stamp: self.metadata.remove("pb_nats"),
+            other_metadata: !self.metadata.is_empty(),
             config_load_time: self.config_load_time,
             loaded,
             connections: self.connections,
@@ -413,8 +421,13 @@ fn timestamp<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D
     timestamp.try_into().map_err(de::Error::custom)
 }
 
-/// Whether as many have answered as each says there are in its cluster.
-fn complete(answers: &[Running]) -> bool {
-    let answered = |cluster: &str| answers.iter().filter(|it| it.cluster == cluster).count();
-    !answers.is_empty() && answers.iter().all(|it| answered(&it.cluster) > it.remotes)
+/// How many more servers there are in their clusters than these.
+pub(super) fn unanswered<'a>(answers: impl Iterator<Item = &'a Running>) -> usize {
+    let mut clusters = BTreeMap::<&str, (usize, usize)>::new();
+    for running in answers {
+        let (answered, size) = clusters.entry(&running.cluster).or_default();
+        *answered += 1;
+        *size = (*size).max(running.remotes + 1);
+    }
+    clusters.into_values().map(|(answered, size)| size.saturating_sub(answered)).sum()
 }

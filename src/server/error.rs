@@ -95,6 +95,12 @@ pub enum ServerError {
         /// What `nats-server -t` has against the config on disk, which may be the reason.
         refusal: Option<String>,
     },
+    /// The server was not told to reload yet. It runs a former file.
+    #[error("{server} does not run the file yet")]
+    Stale {
+        /// Whom.
+        server: String,
+    },
     /// The credentials of the system account could not be read.
     #[error("cannot read {}", path.display())]
     Credentials {
@@ -131,8 +137,8 @@ pub enum ServerError {
         /// Where.
         address: String,
     },
-    /// It was there before; the other servers say that it is not in the cluster now.
-    #[error("{server} does not answer any more; its cluster is without it")]
+    /// Its cluster has it, or had it a while ago. It did not answer with the others.
+    #[error("{server} does not answer")]
     Missing {
         /// Whom.
         server: String,
@@ -191,6 +197,7 @@ impl ServerError {
             ServerError::Refused { .. } | ServerError::NotLoaded { refusal: Some(_), .. } => {
                 "mend the main config; the file is loaded as soon as the server takes it".into()
             }
+            ServerError::Stale { .. } => "a pass makes it reload: `pb-nats once`".into(),
             ServerError::NoReload { .. } => {
                 "set `reload_command`, `pid_file` or `system_url` in [nats]".into()
             }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group, test_kill_process};
 use tokio::{io::AsyncReadExt as _, net::unix::pipe, process, time, time::Instant};
 
 use super::{Running, ServerError, ask::Ask};
@@ -86,6 +86,25 @@ impl Reload {
         }
     }
 
+    /// What an order to reload would do, or why it would come to nothing. Nobody is told anything.
+    pub(super) fn rehearse(&self) -> Vec<Result<String, ServerError>> {
+        match self {
+            Reload::Command(command) => vec![command.found()],
+            Reload::Signal(files) => {
+                let rehearse = |path: &PathBuf| {
+                    let pid = nats_server(path)?;
+                    test_kill_process(pid).map_err(|it| cannot_signal(pid, it.into()))?;
+                    Ok(format!("by SIGHUP to nats-server, process {}", pid.as_raw_nonzero()))
+                };
+                files.iter().map(rehearse).collect()
+            }
+            Reload::System => vec![Ok("over the system account".into())],
+            Reload::Nothing => {
+                vec![Err(ServerError::NoReload { server: "nats-server".into() })]
+            }
+        }
+    }
+
     /// Orders the stale servers to reload; or all of them, if they cannot be told apart.
     pub(super) async fn order(
         &self,
@@ -121,6 +140,22 @@ impl Reload {
 }
 
 impl Command {
+    /// Whether there is such a program; what it does is for the first reload to show.
+    fn found(&self) -> Result<String, ServerError> {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let found = if self.program.contains('/') {
+            self.folder.join(&self.program).is_file()
+        } else {
+            env::split_paths(&path).any(|it| it.join(&self.program).is_file())
+        };
+        let (program, source) = (self.program.clone(), io::ErrorKind::NotFound.into());
+        if found {
+            Ok(format!("by the command `{program}`"))
+        } else {
+            Err(ServerError::Command { program, source })
+        }
+    }
+
     async fn run(&self, deadline: Instant) -> Result<(), ServerError> {
         let begun = Instant::now();
         let failed = |source| ServerError::Command { program: self.program.clone(), source };
@@ -185,9 +220,15 @@ async fn hear(output: &mut pipe::Receiver, said: &mut Vec<u8>) -> bool {
 }
 
 /// Sends SIGHUP to the nats-server whose process id is in the file.
-///
-/// To most programs that signal is the end, and a file may name a process of long ago.
 fn hang_up(path: &Path) -> Result<(), ServerError> {
+    let pid = nats_server(path)?;
+    kill_process(pid, Signal::HUP).map_err(|source| cannot_signal(pid, source.into()))
+}
+
+/// The nats-server whose process id is in the file.
+///
+/// To most programs SIGHUP is the end, and a file may name a process of long ago.
+fn nats_server(path: &Path) -> Result<Pid, ServerError> {
     let unreadable = |source| ServerError::PidFile { path: path.to_owned(), source };
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
     let pid = text.trim().parse().ok().filter(|it| *it > 0).and_then(Pid::from_raw);
@@ -210,11 +251,12 @@ fn hang_up(path: &Path) -> Result<(), ServerError> {
         Some(name) if !name.starts_with("nats-server") => {
             wrong(format!("is `{name}`, not a nats-server"))
         }
-        Some(_) => kill_process(pid, Signal::HUP).map_err(|source| ServerError::Signal {
-            pid: pid.as_raw_nonzero().get(),
-            source: source.into(),
-        }),
+        Some(_) => Ok(pid),
     }
+}
+
+fn cannot_signal(pid: Pid, source: io::Error) -> ServerError {
+    ServerError::Signal { pid: pid.as_raw_nonzero().get(), source }
 }
 
 /// The name of the program that a process runs, if there is such a process.

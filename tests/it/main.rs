@@ -2,10 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
+mod apply;
+mod cli;
 mod harness;
+mod middlebox;
+mod permissions;
+mod reconcile;
 mod server;
+mod source;
 mod support;
+mod tidy;
 
 /// The program under test.
-#[expect(dead_code, reason = "there is no test of it yet")]
 const PB_NATS: &str = env!("CARGO_BIN_EXE_pb-nats");

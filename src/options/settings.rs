@@ -1,0 +1,150 @@
+//! The known settings, as the commented `dist/pb-nats.toml` tells them.
+//!
+//! That file is the one list of settings outside the types: the environment's names, the hints for
+//! mistyped keys and the reference are all made from it.
+
+use std::{fmt::Write, sync::LazyLock};
+
+const TEMPLATE: &str = include_str!("../../dist/pb-nats.toml");
+
+pub(super) static SETTINGS: LazyLock<Vec<Setting>> =
+    LazyLock::new(|| sections().into_iter().flat_map(|it| it.settings).collect());
+
+/// One key of the settings file.
+#[derive(Debug)]
+pub(super) struct Setting {
+    pub(super) section: &'static str,
+    pub(super) key: &'static str,
+    /// A right value in TOML: the default, or for an unset one an example.
+    pub(super) value: &'static str,
+    unset: bool,
+    meaning: String,
+}
+
+struct Section {
+    name: &'static str,
+    meaning: String,
+    settings: Vec<Setting>,
+}
+
+impl Setting {
+    pub(super) fn name(&self) -> String {
+        format!("{}.{}", self.section, self.key)
+    }
+
+    pub(super) fn variable(&self) -> String {
+        format!("PB_NATS_{}_{}", self.section, self.key).to_uppercase()
+    }
+}
+
+/// A page of all settings in Markdown: key, default, environment variable and meaning.
+pub fn reference() -> String {
+    let mut page = String::from(
+        "<!-- Made from dist/pb-nats.toml; `cargo xtask docs` writes it. -->\n\n\
+         # Settings\n\n\
+         pb-nats reads the file given with `--config`; without it `./pb-nats.toml`, then \
+         `/etc/pb-nats/pb-nats.toml`. A commented file with all defaults to start from is \
+         [`dist/pb-nats.toml`](../dist/pb-nats.toml).\n\n\
+         - The environment wins over the file. There a string is written without quotes, an array \
+         in TOML form: `PB_NATS_SYNC_IGNORE_EVENTS='[\"user_update\"]'`. One newline at the end is \
+         not part of the value.\n\
+         - An empty string means \"unset\" wherever a setting can be unset, also in the \
+         environment; for arrays it means the empty array.\n\
+         - Relative paths, those of the environment included, start at the settings file's folder; \
+         without a file, at the working folder.\n\
+         - Durations are written like `\"250ms\"`, `\"10s\"` or `\"1h 30m\"`.\n\
+         - An unknown key is an error, and so is `PB_NATS_<SECTION>_<KEY>` with a known section and \
+         an unknown key. Other variables that begin with `PB_NATS_` are left alone.\n",
+    );
+    for Section { name, meaning, settings } in sections() {
+        let _ = write!(
+            page,
+            "\n## `[{name}]`\n\n{meaning}\n\n\
+             | key | default | environment | meaning |\n| --- | --- | --- | --- |\n"
+        );
+        for setting in settings {
+            let (key, value, variable) = (setting.key, setting.value, setting.variable());
+            let default = if setting.unset { "unset".into() } else { format!("`{value}`") };
+            let example = if setting.unset && !value.contains('…') {
+                format!(" Example: `{value}`")
+            } else {
+                String::new()
+            };
+            let meaning = setting.meaning + &example;
+            let _ = writeln!(page, "| `{key}` | {default} | `{variable}` | {meaning} |");
+        }
+    }
+    page
+}
+
+/// Reads the template: `# prose`, `[section]`, `key = default`, `#key = example`.
+fn sections() -> Vec<Section> {
+    let mut sections: Vec<Section> = Vec::new();
+    let mut prose: Vec<&str> = Vec::new();
+    for line in TEMPLATE.lines() {
+        if let Some(text) = line.strip_prefix("# ") {
+            prose.push(text);
+        } else if let Some(name) = line.strip_prefix('[').and_then(|it| it.strip_suffix(']')) {
+            let meaning = prose.join(" ");
+            sections.push(Section { name, meaning, settings: Vec::new() });
+            prose.clear();
+        } else if let Some((key, value)) = line.split_once(" = ") {
+            let section = sections.last_mut().expect("the template begins with a section");
+            section.settings.push(Setting {
+                section: section.name,
+                key: key.trim_start_matches('#'),
+                value,
+                unset: key.starts_with('#'),
+                meaning: prose.join(" "),
+            });
+            prose.clear();
+        } else {
+            // An empty line ends a remark that belongs to no setting.
+            prose.clear();
+        }
+    }
+    sections
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::options::Options;
+
+    /// Whoever starts from the template changes nothing by it.
+    #[test]
+    fn the_template_shows_the_defaults() {
+        let template: Options = toml::from_str(TEMPLATE).unwrap();
+        assert_eq!(format!("{template:#?}"), format!("{:#?}", Options::default()));
+    }
+
+    /// The types and the template name the same settings.
+    #[test]
+    fn the_template_has_every_setting_and_no_other() {
+        // "unknown field `…`, expected one of `…`, `…`"
+        let known = |text: &str| -> BTreeSet<String> {
+            let error = toml::from_str::<Options>(text).unwrap_err();
+            error.message().split('`').skip(3).step_by(2).map(str::to_owned).collect()
+        };
+        let sections = sections();
+        let names: BTreeSet<_> = sections.iter().map(|it| it.name.to_owned()).collect();
+        assert_eq!(names, known("unknown = 1"));
+        for Section { name, settings, .. } in sections {
+            let keys: BTreeSet<_> = settings.iter().map(|it| it.key.to_owned()).collect();
+            assert_eq!(keys, known(&format!("{name}.unknown = 1")));
+            assert_eq!(keys.len(), settings.len(), "a key twice in [{name}]");
+        }
+    }
+
+    #[test]
+    fn every_example_is_right_and_every_setting_is_explained() {
+        for setting in SETTINGS.iter() {
+            let text = format!("{} = {}", setting.name(), setting.value);
+            toml::from_str::<Options>(&text).expect(&text);
+            assert!(setting.meaning.ends_with('.'), "{text}: {}", setting.meaning);
+            assert!(!setting.meaning.contains('|'), "{text} would break the table");
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! The pass and the loop.
+
+use std::{
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use tokio::time;
+use tracing::{debug, error, field, info, warn};
+
+use crate::{
+    apply::{Adopt, Applied, ApplyError, AuthFile, Current, MainConfig, Placement},
+    auth::{Changes, Desired, Event, Finding, Limits, Policy, Refused, Snapshot},
+    options::{EventFilter, Options},
+    server::{Outcome, ServerError, Servers, State},
+    source::{Source, SourceError},
+};
+
+/// Makes NATS match the source, again and again.
+#[derive(Debug)]
+pub struct Reconciler<S> {
+    source: S,
+    policy: Policy,
+    file: AuthFile,
+    servers: Servers,
+    limits: Limits,
+    pace: Pace,
+    filter: Option<EventFilter>,
+    /// What the source said when the file was last in step with it; kept only for the filter.
+    look: Option<Snapshot>,
+    findings: Vec<Finding>,
+}
+
+/// When passes happen.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    debounce: Duration,
+    max_wait: Duration,
+    resync: Duration,
+    initial: bool,
+}
+
+/// What a pass may do only if it was told to. By default it was not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Consent {
+    /// Whether a removal of many users, or of all, goes through.
+    pub removals: bool,
+    /// Whether a file that we did not write is taken over.
+    pub adopt: Adopt,
+}
+
+/// What a pass would do.
+#[derive(Debug)]
+pub struct Plan {
+    /// What NATS should allow.
+    pub desired: Desired,
+    /// How the file differs from that.
+    pub changes: Changes,
+    /// Whether the file would be written: it differs in meaning, or is not whole.
+    pub write: bool,
+    /// Why the pass would be held back.
+    pub refused: Option<Refused>,
+    /// What had to be left out.
+    pub findings: Vec<Finding>,
+    /// Which servers run the file, if it is not to be written.
+    pub servers: Vec<Outcome>,
+}
+
+/// What a pass did. Every server that could be asked runs the file.
+#[derive(Debug)]
+pub struct Converged {
+    /// What it changed in the file, if anything.
+    pub changes: Option<Changes>,
+    /// How many users the file has.
+    pub users: usize,
+    /// What became of each server.
+    pub servers: Vec<Outcome>,
+}
+
+/// The step a pass stopped at. Every step before it is done and stays done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReconcileError {
+    /// The source could not be read. Nothing was changed.
+    #[error("the records could not be read")]
+    Snapshot(#[from] SourceError),
+    /// The change is too large to be made unasked. The last good state stays in force.
+    #[error("held back")]
+    Guard(#[from] Refused),
+    /// The file could not be replaced. It holds what it held.
+    #[error("the auth file could not be brought up to date")]
+    Apply(#[from] ApplyError),
+    /// The file is right, but a server does not run it.
+    #[error("not in force on every server: {}", told(.0))]
+    Servers(Vec<Outcome>),
+    /// The file is right, but nats-server does not take its users from it.
+    #[error("{0}")]
+    Placement(Placement),
+}
+
+impl<S: Source> Reconciler<S> {
+    /// A reconciler for these settings. Nothing is read, written or asked yet.
+    pub fn new(source: S, options: &Options) -> Result<Reconciler<S>, ServerError> {
+        let Options { pocketbase, permissions, auth_file, nats, sync, .. } = options;
+        let policy = Policy {
+            user_collection: pocketbase.user_collection.clone(),
+            role_collection: pocketbase.role_collection.clone(),
+            username_field: pocketbase.username_field.clone(),
+            password_field: pocketbase.password_field.clone(),
+            role_field: pocketbase.role_field.clone(),
+            default_publish: permissions.default_publish.clone(),
+            default_subscribe: permissions.default_subscribe.clone(),
+            reserved: nats.reserved_users.iter().cloned().collect(),
+            login_timeout: auth_file.login_timeout,
+        };
+        Ok(Reconciler {
+            source,
+            policy,
+            file: AuthFile::new(options),
+            servers: Servers::new(nats, &options.folder)?,
+            limits: Limits { max_removed: sync.max_removed, min_removed: sync.min_removed },
+            pace: Pace {
+                debounce: sync.debounce,
+                max_wait: sync.max_wait,
+                resync: pocketbase.resync_interval,
+                initial: auth_file.generate_initial,
+            },
+            filter: EventFilter::both(&sync.ignore_events, options.event_filter.as_ref()),
+            look: None,
+            findings: Vec::new(),
+        })
+    }
+
+    /// What the last look at the source had to leave out.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    /// Makes passes until `shutdown` completes. A pass that has begun is finished.
+    ///
+    /// Fails only at once, if another process does the same for this file.
+    pub async fn run(&mut self, shutdown: impl Future<Output = ()>) -> Result<(), ApplyError> {
+        let _lock = self.file.lock_for_life()?;
+        let mut shutdown = pin!(shutdown);
+        if !self.pace.initial {
+            tokio::select! {
+                () = &mut shutdown => return Ok(()),
+                () = self.first_change() => (),
+            }
+        }
+        let mut backoff = Backoff::default();
+        let mut wait = Duration::ZERO;
+        loop {
+            tokio::select! {
+                () = &mut shutdown => return Ok(()),
+                () = settled(&mut self.source, self.pace) => (),
+                () = time::sleep(wait) => (),
+            }
+            wait = match self.pass(Consent::default()).await {
+                Ok(_) => {
+                    backoff.recovered();
+                    self.pace.resync
+                }
+                Err(error) => backoff.failed(&error, self.pace.resync),
+            };
+        }
+    }
+
+    /// Makes one pass: looks, computes, and makes the world match.
+    ///
+    /// Safe to call at any time and any number of times. When nothing differs, nothing is touched.
+    pub async fn pass(&mut self, consent: Consent) -> Result<Converged, ReconcileError> {
+        let begun = Instant::now();
+        // First: else another pass could write what is newer than this look.
+        let _lock = self.file.lock_for_a_pass().await?;
+        let current = self.file.read(consent.adopt)?; // refuses a file that we did not write
+        let main_config = self.file.main_config()?;
+        let snapshot = self.source.snapshot().await?;
+        let plan = self.decide(&snapshot, &current, main_config.as_ref());
+        self.note(&plan.findings);
+
+        let write = plan.write && self.wanted(&snapshot);
+        if write && !consent.removals {
+            plan.changes.check(self.limits, &snapshot)?;
+        }
+        let applied = if write {
+            let stamped = self.stamped(main_config.as_ref()).await;
+            self.file.replace(&plan.desired, &current.text, stamped).await?
+        } else {
+            self.file.as_it_is(&current.text).await?
+        };
+        if write || !plan.write {
+            self.look = self.filter.is_some().then_some(snapshot);
+        }
+
+        let servers = self.servers.converge(&applied).await;
+        self.file.take_back(&applied, &current.text).await?;
+        if let Err(misplaced) = placed(main_config.as_ref()) {
+            self.servers.forget();
+            return Err(misplaced);
+        }
+        self.file.remember(&applied, &self.servers.proven());
+        if servers.iter().any(|it| matches!(it.state, State::NotInStep { .. })) {
+            return Err(ReconcileError::Servers(servers));
+        }
+        tell(&plan.changes, &applied, &servers, begun.elapsed());
+        let changes = write.then_some(plan.changes);
+        Ok(Converged { changes, users: plan.desired.users.len(), servers })
+    }
+
+    /// What a pass would do now. Writes nothing, and tells no server to reload.
+    pub async fn plan(&mut self, adopt: Adopt) -> Result<Plan, ReconcileError> {
+        let snapshot = self.source.snapshot().await?;
+        let current = self.file.read(adopt)?;
+        let mut plan = self.decide(&snapshot, &current, self.file.main_config()?.as_ref());
+        if !plan.write {
+            plan.servers = self.servers.survey(&self.file.as_it_is(&current.text).await?).await;
+        }
+        Ok(plan)
+    }
+
+    /// What NATS should allow now, and what had to be left out. Looks at no auth file.
+    pub async fn desired(&mut self) -> Result<(Desired, Vec<Finding>), ReconcileError> {
+        let snapshot = self.source.snapshot().await?;
+        let nothing = Current { text: String::new(), desired: None };
+        let plan = self.decide(&snapshot, &nothing, self.file.main_config()?.as_ref());
+        Ok((plan.desired, plan.findings))
+    }
+
+    /// What should be, and how the file differs from that.
+    fn decide(
+        &self,
+        snapshot: &Snapshot,
+        current: &Current,
+        main_config: Option<&MainConfig>,
+    ) -> Plan {
+        let mut policy = self.policy.clone();
+        policy.reserved.extend(main_config.map(MainConfig::account_users).unwrap_or_default());
+        let (desired, findings) = Desired::new(snapshot, &policy);
+        let nothing = Desired::default();
+        let changes = Changes::between(current.desired.as_deref().unwrap_or(&nothing), &desired);
+        Plan {
+            write: current.desired.is_none() || !changes.is_empty(),
+            refused: changes.check(self.limits, snapshot).err(),
+            desired,
+            changes,
+            findings,
+            servers: Vec::new(),
+        }
+    }
+
+    /// Whether any of what happened since the file was in step is to be applied at once.
+    fn wanted(&self, snapshot: &Snapshot) -> bool {
+        let (Some(filter), Some(look)) = (&self.filter, &self.look) else { return true };
+        let events = Event::between(look, snapshot);
+        // If nothing happened, then the file was edited, and is put right.
+        events.is_empty() || events.iter().any(|it| filter.0(it))
+    }
+
+    /// Whether servers should show by their metadata that they run the file: where their digest
+    /// cannot show it, all of them know metadata, and nobody else's would be lost.
+    async fn stamped(&mut self, main_config: Option<&MainConfig>) -> bool {
+        let lost = main_config.is_some_and(MainConfig::has_metadata);
+        let judge = self.file.judge_version().await.filter(|_| main_config.is_some());
+        !lost && self.servers.need_stamp(judge.as_deref()).await
+    }
+
+    /// Returns once the records differ from what they were at the call.
+    async fn first_change(&mut self) {
+        let mut look: Option<Snapshot> = None;
+        let mut backoff = Backoff::default();
+        loop {
+            let wait = match self.source.snapshot().await {
+                Ok(now) => match &look {
+                    Some(before) if !Event::between(before, &now).is_empty() => return,
+                    _ => {
+                        look.get_or_insert(now);
+                        self.pace.resync
+                    }
+                },
+                Err(error) => backoff.failed(&error.into(), self.pace.resync),
+            };
+            tokio::select! {
+                () = settled(&mut self.source, self.pace) => (),
+                () = time::sleep(wait) => (),
+            }
+        }
+    }
+
+    /// Remembers the findings, and says so when they are others than before.
+    fn note(&mut self, findings: &[Finding]) {
+        if self.findings == findings {
+            return;
+        }
+        self.findings = findings.to_vec();
+        let Some(first) = findings.first() else {
+            info!("no findings any more");
+            return;
+        };
+        warn!(findings = findings.len(), %first, "records not honoured; `pb-nats check` lists them");
+        for finding in findings {
+            debug!(%finding);
+        }
+    }
+}
+
+/// Returns once something changed and then nothing for a while, but not too late.
+async fn settled(source: &mut impl Source, pace: Pace) {
+    source.changed().await;
+    let latest = time::Instant::now() + pace.max_wait;
+    loop {
+        let quiet = time::Instant::now() + pace.debounce;
+        let more = time::timeout_at(quiet.min(latest), source.changed()).await.is_ok();
+        if !more || time::Instant::now() >= latest {
+            return;
+        }
+    }
+}
+
+/// Fails unless nats-server takes its users from the auth file.
+fn placed(main_config: Option<&MainConfig>) -> Result<(), ReconcileError> {
+    match main_config.map(MainConfig::placement) {
+        None | Some(Placement::InForce) => Ok(()),
+        Some(Placement::Unknown(why)) => {
+            debug!(%why, "the main config is not understood");
+            Ok(())
+        }
+        Some(misplaced) => Err(ReconcileError::Placement(misplaced)),
+    }
+}
+
+/// One line for each change of the file, or of what a server runs.
+fn tell(changes: &Changes, applied: &Applied, servers: &[Outcome], took: Duration) {
+    if !applied.changed && servers.iter().all(|it| it.took.is_none()) {
+        debug!("nothing to do");
+        return;
+    }
+    let changes = applied.changed.then(|| field::display(changes));
+    let unverified = servers.iter().find_map(|it| match &it.state {
+        State::Unverified { why } => Some(*why),
+        State::InStep { .. } | State::NotInStep { .. } => None,
+    });
+    let servers = servers.len();
+    match unverified {
+        None => info!(changes, servers, ?took, "in force"),
+        Some(why) => warn!(changes, ?took, why, "written, but not proven to be in force"),
+    }
+}
+
+/// How long to wait after a failure, and how loudly to say that it goes on.
+#[derive(Debug, Default)]
+struct Backoff {
+    wait: Duration,
+    /// What was said last, and when.
+    said: Option<(String, Instant)>,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(250);
+    const LONGEST: Duration = Duration::from_secs(5);
+    /// The same failure is said again after this.
+    const AGAIN: Duration = Duration::from_mins(1);
+
+    fn failed(&mut self, failure: &ReconcileError, resync: Duration) -> Duration {
+        self.wait = match failure {
+            // It takes a person, and no hint of theirs will be missed.
+            ReconcileError::Guard(_) => resync,
+            _ => (self.wait * 2).clamp(Backoff::FIRST, Backoff::LONGEST),
+        };
+        let text = chain(failure);
+        let silent =
+            |(said, at): &(String, Instant)| *said == text && at.elapsed() < Backoff::AGAIN;
+        if self.said.as_ref().is_some_and(silent) {
+            debug!(error = text, retry = ?self.wait, "still failing");
+        } else {
+            let (retry, hint) = (self.wait, failure.hint());
+            error!(error = text, hint, ?retry, "the last good state stays in force");
+            self.said = Some((text, Instant::now()));
+        }
+        self.wait
+    }
+
+    fn recovered(&mut self) {
+        self.wait = Duration::ZERO;
+        if self.said.take().is_some() {
+            info!("recovered");
+        }
+    }
+}
+
+/// The error and its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(it) = cause {
+        let more = it.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = it.source();
+    }
+    text
+}
+
+impl ReconcileError {
+    /// What one can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            ReconcileError::Snapshot(error) => error.hint(),
+            ReconcileError::Guard(error) => Some(error.hint().to_owned()),
+            ReconcileError::Apply(error) => error.hint().map(str::to_owned),
+            ReconcileError::Servers(outcomes) => outcomes.iter().find_map(|it| match &it.state {
+                State::NotInStep { why } => why.hint(),
+                State::InStep { .. } | State::Unverified { .. } => None,
+            }),
+            ReconcileError::Placement(_) => Some(Placement::HINT.to_owned()),
+        }
+    }
+}
+
+/// The servers that are not in step, and why.
+fn told(outcomes: &[Outcome]) -> String {
+    let told = outcomes.iter().filter_map(|it| match &it.state {
+        State::NotInStep { why } => Some(format!("{}: {}", it.server, chain(why.as_ref()))),
+        State::InStep { .. } | State::Unverified { .. } => None,
+    });
+    told.collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,292 @@
+//! PocketBase's web API, one request at a time: whom it goes to, and what the answer means.
+
+use std::{net::SocketAddr, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use reqwest::{
+    Certificate, Client, RequestBuilder, StatusCode, Url,
+    header::{AUTHORIZATION, HeaderValue, LOCATION},
+    redirect,
+};
+use serde::Deserialize;
+
+use super::SourceError;
+use crate::options::PocketBaseOptions;
+
+/// The address, and how to talk to it.
+#[derive(Clone, Debug)]
+pub(super) struct Api {
+    base: Url,
+    authorities: Vec<Certificate>,
+    pub(super) client: Client,
+    pub(super) timeout: Duration,
+}
+
+impl Api {
+    pub(super) fn open(url: &str, options: &PocketBaseOptions) -> Result<Api, SourceError> {
+        let wrong = |problem: &str| SourceError::Settings(format!("`url` {problem}"));
+        let base = Url::parse(url).map_err(|_| wrong("is not an address such as `http://…`"))?;
+        if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
+            return Err(wrong("does not begin with `http://` or `https://`"));
+        }
+        if !base.username().is_empty() || base.password().is_some() {
+            return Err(wrong("holds a user name or password, which have settings of their own"));
+        }
+        let authorities = match &options.ca_file {
+            Some(path) => fs_err::read(path)
+                .map_err(|error| SourceError::Certificates(error.into()))
+                .and_then(|text| {
+                    Certificate::from_pem_bundle(&text)
+                        .map_err(|error| SourceError::Certificates(error.into()))
+                })?,
+            None => Vec::new(),
+        };
+        let client = client(&base, &authorities, None)?;
+        Ok(Api { base, authorities, client, timeout: options.request_timeout })
+    }
+
+    /// The same address, but all requests go to one IP address of its host: PocketBase wants the
+    /// parts of a realtime connection from one client address, which differs by theirs.
+    pub(super) async fn pinned(&self) -> Api {
+        let (Some(host), Some(port)) = (self.base.host_str(), self.base.port_or_known_default())
+        else {
+            return self.clone();
+        };
+        let Ok(addresses) = tokio::net::lookup_host((host, port)).await else {
+            return self.clone();
+        };
+        let addresses: Vec<_> = addresses.collect();
+        if addresses.len() > 1 {
+            let connect = tokio::net::TcpStream::connect(&*addresses);
+            if let Ok(Ok(stream)) = tokio::time::timeout(self.timeout, connect).await
+                && let Ok(address) = stream.peer_addr()
+                && let Ok(client) = client(&self.base, &self.authorities, Some((host, address)))
+            {
+                return Api { client, ..self.clone() };
+            }
+        }
+        self.clone()
+    }
+
+    /// The address as errors show it.
+    pub(super) fn origin(&self) -> String {
+        origin(&self.base)
+    }
+
+    pub(super) fn url(&self, path: &[&str]) -> Url {
+        let mut url = self.base.clone();
+        url.set_query(None);
+        url.set_fragment(None);
+        url.path_segments_mut().expect("http has paths").pop_if_empty().push("api").extend(path);
+        url
+    }
+
+    /// Asks, and waits for the complete answer.
+    pub(super) async fn ask(
+        &self,
+        request: RequestBuilder,
+        token: Option<&HeaderValue>,
+    ) -> Result<Answer, SourceError> {
+        let request = match token {
+            Some(token) => request.header(AUTHORIZATION, token),
+            None => request,
+        };
+        let request = request.timeout(self.timeout).build().map_err(|it| self.failed(it))?;
+        let name = format!("{} {}", request.method(), request.url().path());
+        let mut response = self.client.execute(request).await.map_err(|it| self.failed(it))?;
+        let status = response.status();
+        if let (true, Some(to)) = (status.is_redirection(), response.headers().get(LOCATION)) {
+            let to = self.base.join(&String::from_utf8_lossy(to.as_bytes()));
+            let to = to.map_or_else(|_| "…".into(), |it| origin(&it));
+            return Err(SourceError::Redirected { request: name, to });
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|it| self.failed(it))? {
+            body.extend_from_slice(&chunk);
+        }
+        let mut answer = Answer { request: name, status, body };
+        if let Some(token) = token.and_then(|it| it.to_str().ok()) {
+            answer.hide(token);
+        }
+        Ok(answer)
+    }
+
+    /// Asks whether the token is good. A new one comes back, if it is of the kind that is renewed.
+    pub(super) async fn refresh(
+        &self,
+        token: &HeaderValue,
+    ) -> Result<Option<HeaderValue>, SourceError> {
+        let claims = Claims::of(token).ok_or(SourceError::TokenRefused)?;
+        let url = self.url(&["collections", &claims.collection, "auth-refresh"]);
+        let answer = self.ask(self.client.post(url), Some(token)).await?;
+        match (answer.status, answer.message()) {
+            (StatusCode::OK, _) => answer.token().map(Some),
+            // PocketBase up to 0.28 at least says so of an impersonation token, if it is good.
+            (StatusCode::FORBIDDEN, Some(message))
+                if !claims.refreshable && message.contains("not refreshable") =>
+            {
+                Ok(None)
+            }
+            (StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND, Some(_)) => {
+                Err(SourceError::TokenRefused)
+            }
+            _ => Err(answer.failure()),
+        }
+    }
+
+    pub(super) fn failed(&self, error: reqwest::Error) -> SourceError {
+        let url = self.origin();
+        if error.is_timeout() {
+            return SourceError::Slow { url, timeout: self.timeout };
+        }
+        SourceError::Unreachable { url, source: error.without_url() }
+    }
+}
+
+/// Follows no redirect, so that no token is carried away and no answer comes from elsewhere.
+fn client(
+    base: &Url,
+    authorities: &[Certificate],
+    pin: Option<(&str, SocketAddr)>,
+) -> Result<Client, SourceError> {
+    // It is installed already if another part of the program came first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = Client::builder()
+        .user_agent(concat!("pb-nats/", env!("CARGO_PKG_VERSION")))
+        .redirect(redirect::Policy::none());
+    if is_loopback(base) {
+        builder = builder.no_proxy();
+    }
+    builder = if base.scheme() == "https" {
+        builder.tls_certs_merge(authorities.iter().cloned())
+    } else {
+        // The system may have no authorities, and without TLS need not.
+        builder.tls_certs_only([])
+    };
+    if let Some((host, address)) = pin {
+        builder = builder.resolve(host, address);
+    }
+    builder.build().map_err(|error| SourceError::Certificates(error.into()))
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost"
+        || host.ends_with(".localhost")
+        || host.parse().is_ok_and(|it: std::net::IpAddr| it.is_loopback())
+}
+
+/// The address without what may be secret in it.
+fn origin(url: &Url) -> String {
+    format!("{}{}", url.origin().ascii_serialization(), url.path().trim_end_matches('/'))
+}
+
+/// What a token says about itself.
+#[derive(Deserialize)]
+struct Claims {
+    #[serde(rename = "collectionId")]
+    collection: String,
+    #[serde(default)]
+    refreshable: bool,
+}
+
+impl Claims {
+    fn of(token: &HeaderValue) -> Option<Claims> {
+        let token = token.to_str().ok()?;
+        let claims = token.trim_start_matches("Bearer ").split('.').nth(1)?;
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()
+    }
+}
+
+/// A complete answer.
+pub(super) struct Answer {
+    request: String,
+    pub(super) status: StatusCode,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    /// The answer to a question about a collection, if it is one of success.
+    pub(super) fn of(self, collection: &str) -> Result<Answer, SourceError> {
+        let collection = collection.to_owned();
+        match self.status {
+            StatusCode::OK => Ok(self),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if self.message().is_some() => {
+                Err(SourceError::Forbidden { collection })
+            }
+            StatusCode::NOT_FOUND if self.message().is_some() => {
+                Err(SourceError::NoCollection { collection })
+            }
+            _ => Err(self.failure()),
+        }
+    }
+
+    pub(super) fn json<'a, T: Deserialize<'a>>(&'a self) -> Result<T, SourceError> {
+        serde_json::from_slice(&self.body).map_err(|_| self.not_pocketbase())
+    }
+
+    /// What PocketBase says of a failure. `None`: it was not PocketBase that answered.
+    pub(super) fn message(&self) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Failure {
+            message: String,
+        }
+        self.json::<Failure>().ok().map(|it| it.message)
+    }
+
+    pub(super) fn token(&self) -> Result<HeaderValue, SourceError> {
+        #[derive(Deserialize)]
+        struct Session {
+            token: String,
+        }
+        header(&self.json::<Session>()?.token)
+    }
+
+    pub(super) fn failure(&self) -> SourceError {
+        let answer =
+            self.message().unwrap_or_else(|| String::from_utf8_lossy(&self.body).into_owned());
+        SourceError::Status {
+            request: self.request.clone(),
+            status: self.status.as_u16(),
+            answer: excerpt(&answer),
+        }
+    }
+
+    pub(super) fn not_pocketbase(&self) -> SourceError {
+        // JSON may be records, which are nothing to print.
+        let answer = if self.is_json() {
+            "JSON of another kind".into()
+        } else {
+            excerpt(&String::from_utf8_lossy(&self.body))
+        };
+        SourceError::NotPocketBase { request: self.request.clone(), answer }
+    }
+
+    /// What stands in front of PocketBase may repeat what we sent, and errors are printed.
+    pub(super) fn hide(&mut self, secret: &str) {
+        if !secret.is_empty() && (self.status != StatusCode::OK || !self.is_json()) {
+            self.body = String::from_utf8_lossy(&self.body).replace(secret, "…").into_bytes();
+        }
+    }
+
+    fn is_json(&self) -> bool {
+        matches!(self.body.trim_ascii_start().first(), Some(b'{' | b'['))
+    }
+}
+
+/// The beginning of a text, in one line and without a full stop.
+pub(super) fn excerpt(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let line = words.join(" ");
+    match line.char_indices().nth(200) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.trim_end_matches('.').to_owned(),
+    }
+}
+
+/// A token as it is sent. `Debug` does not show it.
+pub(super) fn header(token: &str) -> Result<HeaderValue, SourceError> {
+    let mut value = HeaderValue::from_str(token).map_err(|_| SourceError::TokenRefused)?;
+    value.set_sensitive(true);
+    Ok(value)
+}

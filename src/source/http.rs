@@ -1,0 +1,438 @@
+//! PocketBase over its web API.
+//!
+//! PocketBase treats whoever comes with a bad token as a guest, and many a question of a guest is
+//! answered with success and no rows. So nothing that a guest might have been told is believed
+//! until PocketBase has confirmed the token.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use reqwest::{RequestBuilder, StatusCode, header::HeaderValue};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+
+use super::{
+    Source, SourceError,
+    api::{Answer, Api, excerpt, header},
+    realtime::Live,
+    record::{Names, Schema, is_of_auth_collection},
+    view::Row,
+};
+use crate::{
+    auth::{RoleRecord, Snapshot, UserRecord},
+    options::{PocketBaseOptions, Secret},
+};
+
+/// PocketBase gives no more records than this at once.
+const PAGE: usize = 1000;
+
+/// A listing is believed when two readings in a row are equal; so many are tried.
+const READINGS: usize = 6;
+
+/// A token that was got by password is exchanged for a new one when it is this old. By default
+/// tokens live for a day.
+const RENEWAL: Duration = Duration::from_mins(5);
+
+/// A PocketBase at an address.
+#[derive(Debug)]
+pub struct Http {
+    api: Api,
+    names: Names,
+    view: String,
+    credentials: Credentials,
+    /// The token in use. Receivers are told when another one replaces it, not when it is renewed.
+    token: watch::Sender<Option<HeaderValue>>,
+    renewed: Instant,
+    resync: Duration,
+    /// When the view was last compared with the collections.
+    compared: Option<Instant>,
+    live: Option<Live>,
+}
+
+/// How we show who we are.
+#[derive(Debug)]
+enum Credentials {
+    Token(Secret),
+    TokenFile(PathBuf),
+    Password { collection: String, identity: String, password: Password },
+}
+
+#[derive(Debug)]
+enum Password {
+    Text(Secret),
+    File(PathBuf),
+}
+
+impl Http {
+    pub(super) fn open(url: &str, options: &PocketBaseOptions) -> Result<Http, SourceError> {
+        Ok(Http {
+            api: Api::open(url, options)?,
+            names: Names::new(options),
+            view: options.export_view.clone(),
+            credentials: Credentials::new(options)?,
+            token: watch::Sender::new(None),
+            renewed: Instant::now(),
+            resync: options.resync_interval,
+            compared: None,
+            live: None,
+        })
+    }
+
+    async fn read(&mut self) -> Result<Snapshot, SourceError> {
+        let result = match self.view().await {
+            // A guest would not have seen the row.
+            Ok(Some(snapshot)) => return Ok(snapshot),
+            Ok(None) => self.listing().await,
+            Err(error) => Err(error),
+        };
+        if let Err(SourceError::Unreachable { .. } | SourceError::Slow { .. }) = result {
+            return result;
+        }
+        self.confirm().await?;
+        result
+    }
+
+    /// Reads the export view, if there is one.
+    async fn view(&mut self) -> Result<Option<Snapshot>, SourceError> {
+        /// The answer to a listing of the view.
+        #[derive(Deserialize)]
+        struct Page<'a> {
+            #[serde(borrow)]
+            items: Vec<Row<'a>>,
+        }
+        let view = &self.view;
+        if view.is_empty() {
+            return Ok(None);
+        }
+        let answer = self.records(view, &[("perPage", "1")]).await?;
+        if answer.status == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        let answer = answer.of(view)?;
+        let items = match answer.json() {
+            Ok(Page { items }) => items,
+            // Any view may have the name, and anything may answer.
+            Err(_) if answer.json::<self::Page>().is_ok() => {
+                return Err(SourceError::ViewUnknown { view: view.clone() });
+            }
+            Err(error) => return Err(error),
+        };
+        let Some(row) = items.first() else {
+            return Err(SourceError::ViewHidden { view: view.clone() });
+        };
+        if self.compared.is_none_or(|it| it.elapsed() >= self.resync) {
+            let users = self.visible_schema(&self.names.users).await?;
+            let roles = self.visible_schema(&self.names.roles).await?;
+            let users = users.as_ref().map(|it| self.names.known_user_fields(it));
+            let roles = roles.as_ref().map(|it| Names::known_role_fields(it));
+            row.compare(view, &users.unwrap_or_default(), &roles.unwrap_or_default())?;
+            self.compared = Some(Instant::now());
+        }
+        row.snapshot(view, &self.names).map(Some)
+    }
+
+    /// What this account may know about a collection's fields.
+    async fn visible_schema(&self, collection: &str) -> Result<Option<Schema>, SourceError> {
+        if let Some(schema) = self.schema(collection).await? {
+            return Ok(Some(schema));
+        }
+        let answer = self.records(collection, &[("perPage", "1")]).await?;
+        if answer.status != StatusCode::OK {
+            return Ok(None);
+        }
+        Ok(answer.json::<Page>()?.items.first().map(|record| Schema::of(collection, record)))
+    }
+
+    /// What only superusers are told about a collection.
+    async fn schema(&self, collection: &str) -> Result<Option<Schema>, SourceError> {
+        let url = self.api.url(&["collections", collection]);
+        let answer = self.ask(self.api.client.get(url)).await?;
+        match answer.status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => Ok(None),
+            _ => answer.of(collection)?.json().map(Some),
+        }
+    }
+
+    /// Lists both collections until nothing has changed in between.
+    async fn listing(&self) -> Result<Snapshot, SourceError> {
+        let mut before = None;
+        for _ in 0..READINGS {
+            let roles = self.roles().await?;
+            let (users, pages) = self.users().await?;
+            let now = Snapshot { users, roles };
+            // One page is read as of one moment. With the same roles before and after it, that
+            // moment is the snapshot's; several pages have to be the same twice.
+            let whole = match pages {
+                1 => self.roles().await? == now.roles,
+                _ => before.as_ref() == Some(&now),
+            };
+            if whole {
+                self.look_closer(&now).await?;
+                return Ok(now);
+            }
+            before = Some(now);
+        }
+        Err(SourceError::Torn { readings: READINGS })
+    }
+
+    /// The users, and how many pages they were on.
+    async fn users(&self) -> Result<(Vec<UserRecord>, usize), SourceError> {
+        let names = &self.names;
+        let mut users = Vec::new();
+        let pages = self.list(&names.users, |mut record| {
+            if !is_of_auth_collection(&record) {
+                record.remove("email");
+            }
+            users.push(names.user(|name| record.remove(name))?);
+            Ok(())
+        });
+        match pages.await {
+            Err(SourceError::NoField { field, .. }) if field == names.password => {
+                Err(self.no_password(self.schema(&names.users).await?.as_ref()))
+            }
+            pages => pages.map(|it| (users, it)),
+        }
+    }
+
+    async fn roles(&self) -> Result<Vec<RoleRecord>, SourceError> {
+        let mut roles = Vec::new();
+        let pages = self.list(&self.names.roles, |mut record| {
+            roles.push(self.names.role(|name| record.remove(name))?);
+            Ok(())
+        });
+        pages.await.map(|_| roles)
+    }
+
+    /// Looks for what cannot be told from these records.
+    async fn look_closer(&self, snapshot: &Snapshot) -> Result<(), SourceError> {
+        let names = &self.names;
+        if snapshot.roles.is_empty()
+            && let Some(schema) = self.schema(&names.roles).await?
+        {
+            Names::role_fields(&schema)?;
+        }
+        // Some versions show a password-type field as empty.
+        if snapshot.users.iter().all(|it| it.password.0.is_empty()) {
+            let schema = self.schema(&names.users).await?;
+            if let Some(schema) = &schema {
+                names.user_fields(schema)?;
+            }
+            let field = schema.as_ref().and_then(|it| it.field(&names.password));
+            let hidden = match field {
+                Some(field) => field.kind == "password" && !snapshot.users.is_empty(),
+                None => snapshot.users.iter().any(|it| it.nkey.is_empty()),
+            };
+            if hidden {
+                return Err(self.no_password(schema.as_ref()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Why no password is shown.
+    fn no_password(&self, schema: Option<&Schema>) -> SourceError {
+        let collection = self.names.users.clone();
+        let field = self.names.password.clone();
+        if schema.is_some_and(|it| it.field(&field).is_none()) {
+            SourceError::NoField { collection, field }
+        } else {
+            SourceError::PasswordsHidden { collection, field }
+        }
+    }
+
+    /// Calls `each` for every record of a collection, in the order of their ids. Returns how many
+    /// pages that took.
+    ///
+    /// Page numbers would skip records while others are deleted. The last id does not. To ask for
+    /// some fields only would take PocketBase twice as long.
+    async fn list(
+        &self,
+        collection: &str,
+        mut each: impl FnMut(Map<String, Value>) -> Result<(), SourceError>,
+    ) -> Result<usize, SourceError> {
+        let per_page = PAGE.to_string();
+        let (mut pages, mut last) = (0, String::new());
+        loop {
+            pages += 1;
+            let filter = format!("id>'{}'", last.replace('\'', "\\'"));
+            let mut query = vec![("perPage", &*per_page), ("sort", "id")];
+            if !last.is_empty() {
+                query.push(("filter", &filter));
+            }
+            let answer = self.records(collection, &query).await?;
+            let answer = answer.of(collection)?;
+            let page: Page = answer.json()?;
+            let id = page.items.last().and_then(|it| it.get("id")?.as_str()).unwrap_or_default();
+            if !page.items.is_empty() && id <= &*last {
+                return Err(answer.not_pocketbase());
+            }
+            id.clone_into(&mut last);
+            let complete = page.items.len() < PAGE.min(page.per_page);
+            page.items.into_iter().try_for_each(&mut each)?;
+            if complete {
+                return Ok(pages);
+            }
+        }
+    }
+
+    async fn records(
+        &self,
+        collection: &str,
+        query: &[(&str, &str)],
+    ) -> Result<Answer, SourceError> {
+        let mut url = self.api.url(&["collections", collection, "records"]);
+        url.query_pairs_mut().append_pair("skipTotal", "1").extend_pairs(query);
+        self.ask(self.api.client.get(url)).await
+    }
+
+    async fn ask(&self, request: RequestBuilder) -> Result<Answer, SourceError> {
+        let token = self.token.borrow().clone();
+        self.api.ask(request, token.as_ref()).await
+    }
+
+    /// Makes sure that there is a token, the newest that we can know of.
+    async fn authenticate(&mut self) -> Result<(), SourceError> {
+        match &self.credentials {
+            Credentials::Token(token) => self.take(header(token.reveal())?),
+            Credentials::TokenFile(path) => self.take(header(secret(path).await?.reveal())?),
+            Credentials::Password { .. } if self.token.borrow().is_none() => self.log_in().await?,
+            Credentials::Password { .. } if self.renewed.elapsed() < RENEWAL => (),
+            Credentials::Password { .. } => match self.confirm().await {
+                Err(SourceError::TokenRefused) => self.log_in().await?,
+                result => result?,
+            },
+        }
+        Ok(())
+    }
+
+    /// Uses this token from now on.
+    fn take(&mut self, token: HeaderValue) {
+        self.token.send_if_modified(|current| {
+            let other = current.as_ref() != Some(&token);
+            *current = Some(token);
+            other
+        });
+    }
+
+    /// Has PocketBase confirm the token, and renews one that was got by password.
+    async fn confirm(&mut self) -> Result<(), SourceError> {
+        let token = self.token.borrow().clone().ok_or(SourceError::TokenRefused)?;
+        let renewed = self.api.refresh(&token).await?;
+        if let (Credentials::Password { .. }, Some(renewed)) = (&self.credentials, renewed) {
+            self.renewed = Instant::now();
+            self.token.send_if_modified(|current| {
+                *current = Some(renewed);
+                false
+            });
+        }
+        Ok(())
+    }
+
+    /// Exchanges the password for a token, which takes PocketBase 70 ms and may mail an alert.
+    async fn log_in(&mut self) -> Result<(), SourceError> {
+        let Credentials::Password { collection, identity, password } = &self.credentials else {
+            return Err(SourceError::TokenRefused);
+        };
+        let read;
+        let password = match password {
+            Password::Text(password) => password,
+            Password::File(path) => {
+                read = secret(path).await?;
+                &read
+            }
+        };
+        let url = self.api.url(&["collections", collection, "auth-with-password"]);
+        let body = json!({ "identity": identity, "password": password.reveal() });
+        let mut answer = self.api.ask(self.api.client.post(url).json(&body), None).await?;
+        answer.hide(password.reveal());
+        let token = match (answer.status, answer.message()) {
+            (StatusCode::OK, _) => answer.token()?,
+            (StatusCode::UNAUTHORIZED, _) if answer.json::<SecondFactor>().is_ok() => {
+                return Err(SourceError::SecondFactor);
+            }
+            (StatusCode::NOT_FOUND, Some(_)) => {
+                return Err(SourceError::NoCollection { collection: collection.clone() });
+            }
+            (
+                StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN,
+                Some(message),
+            ) => {
+                let (collection, answer) = (collection.clone(), excerpt(&message));
+                return Err(SourceError::LoginRefused { collection, answer });
+            }
+            _ => return Err(answer.failure()),
+        };
+        self.renewed = Instant::now();
+        self.take(token);
+        Ok(())
+    }
+}
+
+impl Source for Http {
+    async fn snapshot(&mut self) -> Result<Snapshot, SourceError> {
+        self.authenticate().await?;
+        match self.read().await {
+            Err(SourceError::TokenRefused) => {
+                self.log_in().await?;
+                self.read().await
+            }
+            result => result,
+        }
+    }
+
+    async fn changed(&mut self) {
+        let live = self.live.get_or_insert_with(|| {
+            let topics = [&self.names.users, &self.names.roles].map(Clone::clone);
+            Live::start(self.api.clone(), self.token.subscribe(), topics)
+        });
+        live.hint.notified().await;
+    }
+}
+
+impl Credentials {
+    fn new(options: &PocketBaseOptions) -> Result<Credentials, SourceError> {
+        let wrong = |problem: &str| Err(SourceError::Settings(problem.into()));
+        let password = match (&options.password, &options.password_file) {
+            (Some(_), Some(_)) => return wrong("both `password` and `password_file` are set"),
+            (Some(text), None) => Some(Password::Text(text.clone())),
+            (None, Some(path)) => Some(Password::File(path.clone())),
+            (None, None) => None,
+        };
+        let collection = options.auth_collection.clone();
+        match (&options.token, &options.token_file, &options.identity, password) {
+            (Some(token), None, None, None) => Ok(Credentials::Token(token.clone())),
+            (None, Some(path), None, None) => Ok(Credentials::TokenFile(path.clone())),
+            (None, None, Some(identity), Some(password)) => {
+                Ok(Credentials::Password { collection, identity: identity.clone(), password })
+            }
+            (None, None, Some(_), None) => wrong("`identity` is set without a password"),
+            (None, None, None, Some(_)) => wrong("a password is set without `identity`"),
+            (None, None, None, None) => wrong("there are no credentials beside `url`"),
+            _ => wrong("more than one kind of credentials is set"),
+        }
+    }
+}
+
+/// Reads a token or password from a file.
+async fn secret(path: &PathBuf) -> Result<Secret, SourceError> {
+    let text = fs_err::tokio::read_to_string(path).await.map_err(SourceError::Credentials)?;
+    Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
+}
+
+/// A page of a listing.
+#[derive(Deserialize)]
+struct Page {
+    items: Vec<Map<String, Value>>,
+    #[serde(rename = "perPage")]
+    per_page: usize,
+}
+
+/// What PocketBase answers to a right password if that is not enough.
+#[derive(Deserialize)]
+struct SecondFactor {
+    #[serde(rename = "mfaId")]
+    _id: String,
+}

@@ -1,0 +1,316 @@
+//! PocketBase's database file, read without PocketBase.
+//!
+//! It is never opened for writing. Two states of the folder are told apart:
+//!
+//! - There is a `-wal` file: the database is in use, and SQLite's own locks give a reader one
+//!   moment's view of it.
+//! - There is none: nothing has the database open, and its file alone is everything. It is read as
+//!   `immutable`, since for anything else SQLite would have to make files in the folder, which then
+//!   might be ours and not PocketBase's. The reading counts only if the file was left alone
+//!   meanwhile.
+
+use std::{
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
+
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use reqwest::Url;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, types::ValueRef};
+use serde_json::Value;
+use tokio::{sync::Notify, task};
+
+use super::{
+    Source, SourceError,
+    record::{Field, Names, Schema, Stored},
+};
+use crate::{auth::Snapshot, options::PocketBaseOptions};
+
+/// A database that is not in use may come into use while it is read; so many readings are tried.
+const READINGS: usize = 6;
+
+/// The data folder of a PocketBase on this machine.
+#[derive(Debug)]
+pub struct Sqlite {
+    database: Database,
+    names: Names,
+    watch: Option<Watch>,
+}
+
+impl Sqlite {
+    pub(super) fn open(folder: &Path, options: &PocketBaseOptions) -> Sqlite {
+        let database = Database { path: folder.join("data.db") };
+        Sqlite { database, names: Names::new(options), watch: None }
+    }
+}
+
+impl Source for Sqlite {
+    async fn snapshot(&mut self) -> Result<Snapshot, SourceError> {
+        let (database, names) = (self.database.clone(), self.names.clone());
+        task::spawn_blocking(move || database.snapshot(&names))
+            .await
+            .expect("reading a database does not panic")
+    }
+
+    async fn changed(&mut self) {
+        let watch = self.watch.get_or_insert_with(|| Watch::start(self.database.clone()));
+        watch.hint.notified().await;
+    }
+}
+
+/// The database file.
+#[derive(Clone, Debug)]
+struct Database {
+    path: PathBuf,
+}
+
+/// A database file at one moment. One that is not in use is unchanged if this is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct File {
+    device: u64,
+    inode: u64,
+    /// The inode of its `-wal` file. `None`: it is not in use.
+    wal: Option<u64>,
+    /// Size and time of the last change, of a file not in use.
+    still: Option<(u64, i64, i64)>,
+}
+
+impl Database {
+    fn file(&self) -> io::Result<File> {
+        let mut wal = self.path.clone().into_os_string();
+        wal.push("-wal");
+        let wal = match fs_err::metadata(wal) {
+            Ok(wal) => Some(wal.ino()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let it = fs_err::metadata(&self.path)?;
+        let still = wal.is_none().then(|| (it.size(), it.mtime(), it.mtime_nsec()));
+        Ok(File { device: it.dev(), inode: it.ino(), wal, still })
+    }
+
+    fn snapshot(&self, names: &Names) -> Result<Snapshot, SourceError> {
+        for _ in 0..READINGS {
+            let before = self.file().map_err(SourceError::NoDatabase)?;
+            let result = self.read(before, names);
+            if before.wal.is_some() || self.file().is_ok_and(|after| after == before) {
+                return result;
+            }
+        }
+        Err(SourceError::Torn { readings: READINGS })
+    }
+
+    fn read(&self, file: File, names: &Names) -> Result<Snapshot, SourceError> {
+        let failed = |error| self.failed(error);
+        let mut connection = self.connect(file).map_err(failed)?;
+        let moment = connection.transaction().map_err(failed)?;
+        let users = self.schema(&moment, &names.users)?;
+        let roles = self.schema(&moment, &names.roles)?;
+        let mut snapshot = Snapshot::default();
+        self.each(&moment, &users, &names.user_fields(&users)?, |field| {
+            snapshot.users.push(names.user(field)?);
+            Ok(())
+        })?;
+        self.each(&moment, &roles, &Names::role_fields(&roles)?, |field| {
+            snapshot.roles.push(names.role(field)?);
+            Ok(())
+        })?;
+        Ok(snapshot)
+    }
+
+    fn connect(&self, file: File) -> rusqlite::Result<Connection> {
+        let path = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
+        let mut url = Url::from_file_path(path).expect("the path is absolute");
+        url.set_query(Some(if file.wal.is_some() { "mode=ro" } else { "mode=ro&immutable=1" }));
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+            | OpenFlags::SQLITE_OPEN_URI
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        Connection::open_with_flags(url.as_str(), flags)
+    }
+
+    fn schema(&self, connection: &Connection, collection: &str) -> Result<Schema, SourceError> {
+        let found = connection
+            .query_row(
+                "SELECT name, type, fields FROM _collections WHERE name = ?1",
+                [collection],
+                |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?)),
+            )
+            .optional();
+        let (name, kind, fields) = found
+            .map_err(|error| self.failed(error))?
+            .ok_or_else(|| SourceError::NoCollection { collection: collection.into() })?;
+        let fields = serde_json::from_str(&fields)
+            .map_err(|_| SourceError::NotPocketBaseData { path: self.path.clone() })?;
+        Ok(Schema { name, kind, fields })
+    }
+
+    /// Calls `make` for each record with what looks up its fields.
+    fn each(
+        &self,
+        connection: &Connection,
+        schema: &Schema,
+        fields: &[&Field],
+        mut make: impl FnMut(&mut dyn FnMut(&str) -> Option<Value>) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        let failed = |error| self.failed(error);
+        let columns: Vec<_> = fields.iter().map(|field| quoted(&field.name)).collect();
+        let columns = columns.join(", ");
+        let query = format!("SELECT {columns} FROM {} ORDER BY id", quoted(&schema.name));
+        let mut statement = connection.prepare(&query).map_err(failed)?;
+        let mut rows = statement.query([]).map_err(failed)?;
+        while let Some(row) = rows.next().map_err(failed)? {
+            make(&mut |name| {
+                let position = fields.iter().position(|field| field.name == name)?;
+                Some(value(row, position, fields[position].stored()))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn failed(&self, error: rusqlite::Error) -> SourceError {
+        let path = self.path.clone();
+        match error.sqlite_error() {
+            // A plain error is one of the query, as when a table is not there.
+            Some(it) if it.code == ErrorCode::NotADatabase || it.extended_code == 1 => {
+                SourceError::NotPocketBaseData { path }
+            }
+            _ => SourceError::Database { path, source: error.into() },
+        }
+    }
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// The value of a column, as the API would show it.
+fn value(row: &Row<'_>, position: usize, stored: Stored) -> Value {
+    let plain = match row.get_ref(position) {
+        Ok(ValueRef::Integer(number)) => Value::from(number),
+        Ok(ValueRef::Real(number)) => Value::from(number),
+        Ok(ValueRef::Text(text) | ValueRef::Blob(text)) => {
+            Value::String(String::from_utf8_lossy(text).into_owned())
+        }
+        Ok(ValueRef::Null) | Err(_) => Value::Null,
+    };
+    match (stored, plain) {
+        (Stored::Bool, Value::Number(number)) => Value::Bool(number.as_i64() != Some(0)),
+        (Stored::Json, Value::String(text)) if text.is_empty() => Value::Null,
+        (Stored::Json, Value::String(text)) => {
+            serde_json::from_str(&text).unwrap_or(Value::String(text))
+        }
+        (Stored::AsIs | Stored::Bool | Stored::Json, plain) => plain,
+    }
+}
+
+/// The thread that looks for commits. It ends soon after this is dropped.
+#[derive(Debug)]
+struct Watch {
+    hint: Arc<Notify>,
+    _wake: mpsc::Sender<()>,
+    _files: Option<RecommendedWatcher>,
+}
+
+/// How often to look if the file system tells nothing.
+///
+/// One look takes microseconds, so four in a second cost nothing; a look every 10 ms, which would
+/// do without the file system's word, costs 0.7 % of a core.
+const PERIOD: Duration = Duration::from_millis(250);
+
+/// A write is told before it can be seen, so after each one looks so often are in such a row.
+const LOOKS: u32 = 25;
+const MOMENT: Duration = Duration::from_millis(2);
+
+impl Watch {
+    fn start(database: Database) -> Watch {
+        let hint = Arc::new(Notify::new());
+        let (wake, woken) = mpsc::channel();
+        let files = watcher(&database.path, wake.clone())
+            .inspect_err(|error| tracing::debug!(%error, "the file system tells no changes"));
+        let mut looks = Looks { database, open: None, opened: 0 };
+        let leave = hint.clone();
+        thread::spawn(move || {
+            let mut seen = None;
+            let mut left = 0_u32;
+            loop {
+                let now = looks.look();
+                // Of what was before the first look, nobody knows.
+                if seen.replace(now) != Some(now) {
+                    leave.notify_one();
+                }
+                let patience = if left > 0 { MOMENT } else { PERIOD };
+                match woken.recv_timeout(patience) {
+                    Ok(()) => left = LOOKS,
+                    Err(mpsc::RecvTimeoutError::Timeout) => left = left.saturating_sub(1),
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                }
+            }
+        });
+        Watch { hint, _wake: wake, _files: files.ok() }
+    }
+}
+
+/// Wakes the thread when something is written to the database's files, and not for the logs in the
+/// same folder.
+fn watcher(path: &Path, wake: mpsc::Sender<()>) -> notify::Result<RecommendedWatcher> {
+    let names = ["data.db", "data.db-wal"].map(std::ffi::OsStr::new);
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        let Ok(event) = event else { return };
+        let ours =
+            event.paths.iter().any(|it| it.file_name().is_some_and(|it| names.contains(&it)));
+        if ours && !matches!(event.kind, EventKind::Access(_)) {
+            // The thread is there as long as its wakers.
+            let _ = wake.send(());
+        }
+    })?;
+    let folder = path.parent().expect("the path ends with a file name");
+    watcher.watch(folder, RecursiveMode::NonRecursive)?;
+    Ok(watcher)
+}
+
+/// What a look at the database sees. A difference is a change.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Seen {
+    Nothing,
+    Still(File),
+    /// Connections count versions each in their own way.
+    Live {
+        opened: u64,
+        version: i64,
+    },
+}
+
+struct Looks {
+    database: Database,
+    open: Option<(File, Connection)>,
+    opened: u64,
+}
+
+impl Looks {
+    fn look(&mut self) -> Seen {
+        let Ok(file) = self.database.file() else {
+            self.open = None;
+            return Seen::Nothing;
+        };
+        if file.wal.is_none() {
+            self.open = None;
+            return Seen::Still(file);
+        }
+        // A restore puts other files in place of those that are open.
+        if self.open.as_ref().is_none_or(|(open, _)| *open != file) {
+            self.opened += 1;
+            self.open = self.database.connect(file).ok().map(|connection| (file, connection));
+        }
+        let version = self.open.as_ref().and_then(|(_, connection)| {
+            connection.query_row("PRAGMA data_version", [], |row| row.get(0)).ok()
+        });
+        match version {
+            Some(version) => Seen::Live { opened: self.opened, version },
+            None => Seen::Nothing,
+        }
+    }
+}

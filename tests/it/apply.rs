@@ -1,0 +1,277 @@
+//! The file: replaced whole or not at all, and never another's.
+
+use std::{
+    env, fs,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    path::Path,
+    process::Command,
+};
+
+use serde_json::json;
+
+use crate::{
+    PB_NATS,
+    support::{Nats, Pb, PbNats, SYSTEM_ACCOUNT, Setup, eventually, write},
+};
+
+const PASSWORD: &str = "open sesame";
+
+/// A PocketBase with ann, a nats-server, and pb-nats between them, read from the database file.
+fn town(setup: Setup<'_>) -> (Pb, Nats, PbNats) {
+    let (pb, nats) = (Pb::start(), Nats::with(setup));
+    pb.user("ann", PASSWORD, "");
+    let pb_nats = PbNats::between(PB_NATS, &pb, &nats);
+    (pb, nats, pb_nats)
+}
+
+fn mode(path: impl AsRef<Path>) -> u32 {
+    fs::metadata(path).unwrap().mode() & 0o777
+}
+
+fn names(folder: impl AsRef<Path>) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|it| it.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_new_file_has_the_mode_that_is_set_and_an_old_one_keeps_its_own() {
+    let (pb, nats, pb_nats) = town(Setup::default());
+    fs::remove_file(nats.auth_file()).unwrap();
+    pb_nats.once().success();
+    assert_eq!(mode(nats.auth_file()), 0o640);
+    fs::set_permissions(nats.auth_file(), fs::Permissions::from_mode(0o604)).unwrap();
+    pb.user("bob", PASSWORD, "");
+    pb_nats.once().success();
+    assert!(nats.accepts("bob", PASSWORD));
+    assert_eq!(mode(nats.auth_file()), 0o604);
+}
+
+#[test]
+fn backups_are_kept_pruned_and_no_wider_than_the_file() {
+    let (pb, nats, mut pb_nats) = town(Setup::default());
+    pb_nats.set("auth_file.max_backups", 2);
+    pb_nats.once().success();
+    let before = fs::read_to_string(nats.auth_file()).unwrap();
+    let backups = pb_nats.dir().join("backups");
+    fs::create_dir(&backups).unwrap();
+    write(backups.join("auth.conf.mine"), "not theirs to prune");
+    for name in ["bob", "cat", "dan"] {
+        pb.user(name, PASSWORD, "");
+        pb_nats.once().success();
+    }
+    let kept = names(&backups);
+    assert_eq!(kept.len(), 3, "{kept:?}");
+    assert!(kept.contains(&"auth.conf.mine".to_owned()));
+    let text = |name: &String| fs::read_to_string(backups.join(name)).unwrap();
+    assert!(!kept.iter().any(|it| text(it) == before), "the oldest is gone: {kept:?}");
+    assert!(text(&kept[0]).contains("\"bob\"") && !text(&kept[0]).contains("\"cat\""));
+    assert_eq!(mode(backups.join(&kept[0])) & !mode(nats.auth_file()), 0);
+
+    pb_nats.set("auth_file.create_backups", false);
+    pb.user("eve", PASSWORD, "");
+    pb_nats.once().success();
+    assert_eq!(names(&backups), kept);
+}
+
+#[test]
+fn a_link_stays_a_link() {
+    let (_pb, nats, pb_nats) = town(Setup::default());
+    let real = nats.dir().join("real.conf");
+    fs::copy(nats.auth_file(), &real).unwrap();
+    fs::remove_file(nats.auth_file()).unwrap();
+    symlink(&real, nats.auth_file()).unwrap();
+    pb_nats.once().success();
+    assert!(fs::symlink_metadata(nats.auth_file()).unwrap().is_symlink());
+    assert!(fs::read_to_string(real).unwrap().contains("\"ann\""));
+    assert!(nats.accepts("ann", PASSWORD));
+}
+
+#[test]
+fn a_torn_edited_or_deleted_file_is_put_right() {
+    let (_pb, nats, pb_nats) = town(Setup::default());
+    pb_nats.once().success();
+    let whole = fs::read_to_string(nats.auth_file()).unwrap();
+    let edited = whole.replace("users = [", "users = [\n    {user: \"eve\", password: \"eve\"}");
+    for broken in [&whole[..whole.len() - 10], &whole[..60], "", &edited] {
+        write(nats.auth_file(), broken);
+        let _ = nats.reload();
+        assert!(!nats.is_open());
+        pb_nats.once().success();
+        assert!(nats.accepts("ann", PASSWORD) && !nats.accepts("eve", "eve"), "{broken}");
+    }
+    fs::remove_file(nats.auth_file()).unwrap();
+    pb_nats.once().success();
+    nats.reload().unwrap();
+    assert!(nats.accepts("ann", PASSWORD));
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_said_so_and_nothing_is_lost() {
+    let (pb, nats, mut pb_nats) = town(Setup::default());
+    pb_nats.once().success();
+    let before = fs::read_to_string(nats.auth_file()).unwrap();
+    pb.user("bob", PASSWORD, "");
+
+    // A limit on the size of files is a disk that is full.
+    let full = Command::new("sh")
+        .arg("-c")
+        .arg("trap '' XFSZ; ulimit -f 0; exec \"$0\" -c \"$1\" once")
+        .args([PB_NATS.as_ref(), pb_nats.settings_file().as_os_str()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&full.stderr);
+    assert_eq!(full.status.code(), Some(1), "{said}");
+    assert!(said.contains("auth.conf") && said.contains("hint: "), "{said}");
+    assert_eq!(fs::read_to_string(nats.auth_file()).unwrap(), before);
+    assert!(!names(nats.dir()).iter().any(|it| it.starts_with(".pb-nats-")), "no litter");
+    assert!(nats.accepts("ann", PASSWORD) && !nats.is_open());
+
+    let real = nats.auth_file().display().to_string();
+    pb_nats.set("auth_file.path", nats.dir().join("missing/auth.conf").display().to_string());
+    let missing = pb_nats.once().exits(1);
+    assert!(
+        missing.stderr.contains("missing/") && missing.stderr.contains("hint: "),
+        "{missing:?}"
+    );
+
+    pb_nats.set("auth_file.path", real);
+    pb_nats.once().success();
+    assert!(nats.accepts("bob", PASSWORD), "and all is well when the cause is gone");
+}
+
+#[test]
+fn a_record_named_like_an_account_user_blocks_nobody_else() {
+    let (pb, nats, pb_nats) = town(Setup { extra: SYSTEM_ACCOUNT, ..Setup::default() });
+    pb.user("sys", PASSWORD, "");
+    let output = pb_nats.once().success();
+    assert!(output.stderr.contains("finding: ") && output.stderr.contains("\"sys\""), "{output:?}");
+    assert!(nats.accepts("ann", PASSWORD) && !nats.accepts("sys", PASSWORD));
+}
+
+/// What only nats-server can know is known before anything is renamed.
+#[test]
+fn a_file_that_nats_server_refuses_for_its_own_sake_is_never_in_place() {
+    let extra = "LIST = [ {user: hidden, password: x} ]\naccounts { A { users = $LIST } }\n";
+    let (pb, nats, pb_nats) = town(Setup { extra, ..Setup::default() });
+    pb_nats.once().success();
+    let before = fs::metadata(nats.auth_file()).unwrap().ino();
+    let hidden = pb.user("hidden", PASSWORD, "");
+    let refused = pb_nats.once().exits(1);
+    assert!(refused.stderr.contains("nats-server rejects the new file"), "{refused:?}");
+    assert_eq!(fs::metadata(nats.auth_file()).unwrap().ino(), before);
+    assert!(nats.judge().is_ok() && nats.accepts("ann", PASSWORD));
+    pb.delete("nats_users", &hidden);
+    pb.user("bob", PASSWORD, "");
+    pb_nats.once().success();
+    assert!(nats.accepts("bob", PASSWORD));
+}
+
+/// In `run`, nats-server is asked beside the reload; what it refuses for its own sake goes back.
+#[test]
+fn a_file_refused_after_the_rename_is_taken_back() {
+    let extra = "LIST = [ {user: hidden, password: x} ]\naccounts { A { users = $LIST } }\n";
+    let (pb, nats, mut pb_nats) = town(Setup { extra, ..Setup::default() });
+    pb_nats.set("sync.debounce", "10ms");
+    pb_nats.set("nats.reload_timeout", "2s");
+    let running = pb_nats.run();
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+    let hidden = pb.user("hidden", PASSWORD, "");
+    running.wait_for(|it| it.contains("the former auth file was put back"));
+    assert!(nats.judge().is_ok(), "a restart would start");
+    assert!(nats.accepts("ann", PASSWORD));
+    pb.delete("nats_users", &hidden);
+    pb.user("bob", PASSWORD, "");
+    eventually("bob is let in", || nats.accepts("bob", PASSWORD).then_some(()));
+}
+
+#[test]
+fn a_main_config_that_is_broken_elsewhere_keeps_nobody_in() {
+    let (pb, nats, mut pb_nats) = town(Setup::default());
+    pb_nats.set("nats.reload_timeout", "1s");
+    let bob = pb.user("bob", PASSWORD, "");
+    pb_nats.once().success();
+    let good = fs::read_to_string(nats.config_file()).unwrap();
+    write(nats.config_file(), &format!("{good}\nno_such_setting: 1\n"));
+    pb.update("nats_users", &bob, &json!({"active": false}));
+    let failed = pb_nats.once().exits(1);
+    assert!(
+        failed.stderr.contains("no_such_setting") || failed.stderr.contains("its log says why"),
+        "{failed:?}"
+    );
+    let file = fs::read_to_string(nats.auth_file()).unwrap();
+    assert!(!file.contains("\"bob\""), "so that bob does not return with a restart");
+    write(nats.config_file(), &good);
+    pb_nats.once().success();
+    assert!(!nats.accepts("bob", PASSWORD) && nats.accepts("ann", PASSWORD));
+}
+
+#[test]
+fn a_main_config_that_does_not_use_the_file_is_named() {
+    let (_pb, nats, pb_nats) = town(Setup::default());
+    let good = fs::read_to_string(nats.config_file()).unwrap();
+    write(nats.config_file(), &good.replace("include \"auth.conf\"", ""));
+    let without = pb_nats.once().exits(1);
+    assert!(without.stderr.contains("does not include the auth file"), "{without:?}");
+    assert!(
+        pb_nats.command(&["check"]).exits(1).stdout.contains("✗ the main config does not include")
+    );
+    write(
+        nats.config_file(),
+        &format!("{good}\nauthorization {{ users = [ {{user: late, password: late}} ] }}\n"),
+    );
+    let overridden = pb_nats.once().exits(1);
+    assert!(overridden.stderr.contains("stands behind the include"), "{overridden:?}");
+    write(nats.config_file(), &good);
+    pb_nats.once().success();
+    assert!(nats.accepts("ann", PASSWORD));
+}
+
+/// Needs to mount, which needs root: `cargo xtask ci` asks for it.
+#[test]
+fn a_bind_mount_is_written_in_place() {
+    if env::var_os("PB_NATS_TEST_ROOT").is_none() {
+        return;
+    }
+    let (_pb, nats, pb_nats) = town(Setup::default());
+    let inode = fs::metadata(nats.auth_file()).unwrap().ino();
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", "mount --bind \"$2\" \"$2\" && exec \"$0\" -c \"$1\" once"])
+        .args([PB_NATS.as_ref(), pb_nats.settings_file().as_os_str(), nats.auth_file().as_os_str()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("written in place"), "{said}");
+    assert_eq!(fs::metadata(nats.auth_file()).unwrap().ino(), inode);
+    assert!(nats.accepts("ann", PASSWORD));
+}
+
+/// As another user: to root no mode is an obstacle. `cargo xtask ci` asks for it.
+#[test]
+fn a_folder_that_may_not_be_written_is_named() {
+    if env::var_os("PB_NATS_TEST_ROOT").is_none() {
+        return;
+    }
+    let (_pb, nats, pb_nats) = town(Setup::default());
+    let nobody = |command: &str| {
+        let output = Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", PB_NATS, "-c"])
+            .args([pb_nats.settings_file().as_os_str(), command.as_ref()])
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for folder in [pb_nats.dir(), nats.dir()] {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let (code, said) = nobody("once");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("auth.conf") && said.contains("Permission denied") && said.contains("hint: "),
+        "{said}"
+    );
+    assert!(!nats.is_open());
+}

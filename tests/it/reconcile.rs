@@ -1,0 +1,329 @@
+//! The main job: what PocketBase says is what nats-server enforces.
+
+use std::{fs, os::unix::fs::MetadataExt as _, time::Duration};
+
+use serde_json::json;
+
+use crate::{
+    PB_NATS,
+    support::{Nats, Optional, Pb, PbNats, Process, Signal, Users, eventually, poll, write},
+};
+
+const PASSWORD: &str = "open sesame";
+
+/// A PocketBase with ann the clerk, a nats-server, and pb-nats between them.
+fn town() -> (Pb, Nats, PbNats, Clerk) {
+    let (pb, nats) = (Pb::start(), Nats::start());
+    let role = pb.role("clerk", &["orders.>"], &["orders.>", "_INBOX.>"]);
+    let ann = pb.user("ann", PASSWORD, &role);
+    let pb_nats = PbNats::between(PB_NATS, &pb, &nats);
+    (pb, nats, pb_nats, Clerk { role, ann })
+}
+
+/// Ids of records.
+struct Clerk {
+    role: String,
+    ann: String,
+}
+
+#[test]
+fn once_makes_a_user_do_what_the_role_says_and_nothing_else() {
+    let (pb, nats, pb_nats, _) = town();
+    pb.user("bob", PASSWORD, "");
+    let plan = pb_nats.command(&["plan", "--exit-code"]).exits(3);
+    assert_eq!(
+        plan.stdout,
+        "+ user \"ann\"\n+ user \"bob\"\n+ role \"CLERK\"\n~ default permissions\n"
+    );
+    assert!(!nats.accepts("ann", PASSWORD), "a plan writes nothing");
+
+    let output = pb_nats.once().success();
+    assert!(output.stdout.contains("in step, shown by the digest of its config"), "{output:?}");
+    let mut ann = nats.client("ann", PASSWORD);
+    assert!(ann.may_publish("orders.1") && !ann.may_publish("payroll"));
+    assert!(ann.may_subscribe("orders.*") && !ann.may_subscribe("payroll"));
+    let mut bob = nats.client("bob", PASSWORD);
+    assert!(bob.may_publish("PUBLIC.x") && !bob.may_publish("orders.1"));
+    assert!(!nats.accepts("ann", "wrong") && !nats.is_open());
+
+    let written = fs::metadata(nats.auth_file()).unwrap();
+    let again = pb_nats.once().success();
+    assert!(again.stdout.starts_with("nothing to change\n"), "{again:?}");
+    let still = fs::metadata(nats.auth_file()).unwrap();
+    assert_eq!((written.ino(), written.mtime_nsec()), (still.ino(), still.mtime_nsec()));
+    assert!(
+        pb_nats.command(&["plan", "--exit-code"]).success().stdout.ends_with("nothing to change\n")
+    );
+
+    let rendered = pb_nats.command(&["render"]).success().stdout;
+    let file = fs::read_to_string(nats.auth_file()).unwrap();
+    let (head, rest) = file.split_once("# Generated at: ").unwrap();
+    let undated = format!("{head}{}", rest.split_once('\n').unwrap().1);
+    assert_eq!(rendered, undated);
+    let checked = pb_nats.command(&["check"]).success().stdout;
+    assert!(checked.lines().all(|it| it.starts_with('✓')), "{checked}");
+}
+
+#[test]
+fn run_puts_each_change_in_force_and_cuts_off_who_is_deactivated() {
+    let (pb, nats, mut pb_nats, clerk) = town();
+    pb_nats.set("sync.debounce", "10ms");
+    let running = pb_nats.run();
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+
+    let mut ann = nats.client("ann", PASSWORD);
+    assert!(!ann.may_publish("payroll"));
+    pb.update("nats_roles", &clerk.role, &json!({"publish_permissions": ["payroll"]}));
+    eventually("the role's change is in force", || ann.may_publish("payroll").then_some(()));
+    assert!(!ann.may_publish("orders.1"));
+
+    pb.user("bob", PASSWORD, &clerk.role);
+    eventually("bob is let in", || nats.accepts("bob", PASSWORD).then_some(()));
+
+    pb.update("nats_users", &clerk.ann, &json!({"active": false}));
+    assert!(ann.closed(Duration::from_secs(5)).is_some(), "ann is cut off");
+    assert!(!nats.accepts("ann", PASSWORD) && nats.accepts("bob", PASSWORD));
+
+    running.wait_for(|it| it.contains("in force") && it.contains("1 user removed (\"ann\")"));
+    assert!(running.terminate().success());
+    assert!(nats.accepts("bob", PASSWORD), "what is in force stays in force");
+}
+
+#[test]
+fn a_change_in_the_database_file_is_noticed_too() {
+    let (pb, nats, mut pb_nats, clerk) = town();
+    pb_nats.unset("pocketbase.url");
+    pb_nats.unset("pocketbase.token_file");
+    pb_nats.set("pocketbase.data_dir", pb.data_dir().display().to_string());
+    pb_nats.set("sync.debounce", "10ms");
+    let _running = pb_nats.run();
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+    pb.update("nats_users", &clerk.ann, &json!({"active": false}));
+    eventually("ann is out", || (!nats.accepts("ann", PASSWORD)).then_some(()));
+}
+
+/// The file being right is not the goal; the server running it is.
+#[test]
+fn a_failed_reload_is_retried_until_it_holds() {
+    let (_pb, nats, pb_nats, _) = town();
+    let pid = fs::read_to_string(nats.pid_file()).unwrap();
+    write(nats.pid_file(), "nobody");
+    let failed = pb_nats.once().exits(1);
+    assert!(failed.stderr.contains("cannot read a process id"), "{failed:?}");
+    assert!(fs::read_to_string(nats.auth_file()).unwrap().contains("\"ann\""));
+    assert!(!nats.accepts("ann", PASSWORD) && !nats.is_open());
+    pb_nats.command(&["plan", "--exit-code"]).exits(3);
+
+    let running = pb_nats.run();
+    running.wait_for(|it| it.contains("cannot read a process id"));
+    write(nats.pid_file(), &pid);
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+    running.wait_for(|it| it.contains("recovered"));
+}
+
+#[test]
+fn losing_most_users_is_held_back_until_it_is_accepted() {
+    let (pb, nats, mut pb_nats, clerk) = town();
+    pb_nats.set("sync.min_removed", 2);
+    let others: Vec<_> =
+        ["bob", "cat"].iter().map(|it| pb.user(it, PASSWORD, &clerk.role)).collect();
+    pb_nats.once().success();
+    for other in others {
+        pb.update("nats_users", &other, &json!({"active": false}));
+    }
+
+    let held = pb_nats.once().exits(4);
+    assert!(held.stderr.contains("it would remove 2 of 3 users"), "{held:?}");
+    assert!(
+        held.stderr.contains("hint: ") && held.stderr.contains("--accept-removals"),
+        "{held:?}"
+    );
+    assert!(nats.accepts("cat", PASSWORD), "the last good state stays");
+    pb_nats.command(&["plan", "--exit-code"]).exits(4);
+    pb_nats.command(&["once", "--accept-removals"]).success();
+    assert!(!nats.accepts("cat", PASSWORD) && nats.accepts("ann", PASSWORD));
+}
+
+#[test]
+fn no_records_at_all_are_held_back_and_accepted_they_lock_the_server() {
+    let (pb, nats, pb_nats, clerk) = town();
+    pb_nats.once().success();
+    pb.delete("nats_users", &clerk.ann);
+    pb_nats.once().exits(4);
+    assert!(nats.accepts("ann", PASSWORD));
+    pb_nats.command(&["once", "--accept-removals"]).success();
+    assert!(!nats.accepts("ann", PASSWORD));
+    assert!(
+        !nats.is_open()
+            && !nats.accepts("pb-nats-locked", "")
+            && !nats.accepts("pb-nats-locked", PASSWORD)
+    );
+}
+
+#[test]
+fn a_file_that_we_did_not_write_is_left_alone_until_it_is_adopted() {
+    let (_pb, nats, mut pb_nats, _) = town();
+    pb_nats.set("auth_file.backup_dir", "kept");
+    let theirs = "authorization { users = [ {user: theirs, password: theirs} ] }\n";
+    nats.load(theirs).unwrap();
+    let refused = pb_nats.once().exits(1);
+    assert!(
+        refused.stderr.contains("was not written by pb-nats") && refused.stderr.contains("--adopt")
+    );
+    assert_eq!(fs::read_to_string(nats.auth_file()).unwrap(), theirs);
+    assert!(nats.accepts("theirs", "theirs"));
+
+    pb_nats.command(&["once", "--adopt"]).success();
+    assert!(!nats.accepts("theirs", "theirs") && nats.accepts("ann", PASSWORD));
+    let kept: Vec<_> = fs::read_dir(pb_nats.dir().join("kept")).unwrap().collect();
+    assert_eq!(fs::read_to_string(kept[0].as_ref().unwrap().path()).unwrap(), theirs);
+}
+
+#[test]
+fn when_pocketbase_is_gone_the_last_good_state_stays_and_it_all_comes_back() {
+    let (mut pb, nats, mut pb_nats, clerk) = town();
+    pb_nats.set("sync.debounce", "10ms");
+    let running = pb_nats.run();
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+    pb.kill();
+    let failed = pb_nats.once().exits(1);
+    assert!(
+        failed.stderr.contains("cannot be reached") && failed.stderr.contains("hint: "),
+        "{failed:?}"
+    );
+    assert!(nats.accepts("ann", PASSWORD) && !nats.is_open());
+    pb.resume();
+    pb.update("nats_users", &clerk.ann, &json!({"active": false}));
+    eventually("ann is out", || (!nats.accepts("ann", PASSWORD)).then_some(()));
+    assert!(running.ended(Duration::ZERO).is_none());
+}
+
+#[test]
+fn a_second_run_is_refused_and_once_works_beside_the_first() {
+    let (_pb, nats, pb_nats, _) = town();
+    let running = pb_nats.run();
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+    let refused = pb_nats.command(&["run"]).exits(1);
+    assert!(refused.stderr.contains(&format!("(pid {})", running.pid())), "{refused:?}");
+    pb_nats.once().success();
+    running.kill();
+    let next = pb_nats.run();
+    next.wait_for(|it| it.contains("keeps NATS in step"));
+    assert!(next.terminate().success(), "a lock does not outlive its holder");
+}
+
+/// Whoever wrote the file may have failed to load it.
+#[test]
+fn a_file_that_another_process_wrote_has_to_be_proven_anew() {
+    let (pb, nats, mut pb_nats, clerk) = town();
+    pb.user("bob", PASSWORD, &clerk.role);
+    pb_nats.set("pocketbase.resync_interval", "1s");
+    let running = pb_nats.run();
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+    // So that it is not stopped in the middle of a pass.
+    let lock = fs::File::open(nats.dir().join(".auth.conf.lock")).unwrap();
+    lock.lock().unwrap();
+    running.signal(Signal::STOP);
+    lock.unlock().unwrap();
+    pb.update("nats_users", &clerk.ann, &json!({"active": false}));
+    pb_nats.set("nats.pid_file", "nowhere.pid");
+    pb_nats.once().exits(1);
+    assert!(nats.accepts("ann", PASSWORD));
+    running.signal(Signal::CONT);
+    eventually("ann is out", || (!nats.accepts("ann", PASSWORD)).then_some(()));
+    assert!(nats.accepts("bob", PASSWORD));
+}
+
+/// Else it would write what another pass has since found out to be wrong.
+#[test]
+fn a_pass_reads_the_records_when_no_other_is_under_way() {
+    let (mut pb, nats, pb_nats, _) = town();
+    let other = fs::File::create(nats.dir().join(".auth.conf.lock")).unwrap();
+    other.lock().unwrap();
+    pb.stop();
+    let once = pb_nats.run_with(&["once"]);
+    assert!(once.ended(Duration::from_secs(1)).is_none(), "{:?}", once.lines());
+    pb.resume();
+    other.unlock().unwrap();
+    once.wait_for(|it| it.contains("1 user added"));
+    assert!(nats.accepts("ann", PASSWORD));
+}
+
+#[test]
+fn hangup_reads_the_settings_again_and_bad_ones_change_nothing() {
+    let (pb, nats, mut pb_nats, _) = town();
+    pb.user("bob", PASSWORD, "");
+    let running = pb_nats.run();
+    eventually("bob is let in", || nats.accepts("bob", PASSWORD).then_some(()));
+    let mut bob = nats.client("bob", PASSWORD);
+    assert!(!bob.may_publish("elsewhere"));
+
+    pb_nats.write_settings("[sync]\ndebounse = '1s'\n");
+    running.signal(Signal::HUP);
+    running.wait_for(|it| it.contains("unknown") && it.contains("the former ones stay"));
+    assert!(nats.accepts("bob", PASSWORD));
+
+    pb_nats.set("permissions.default_publish", "elsewhere");
+    running.signal(Signal::HUP);
+    eventually("the new defaults are in force", || bob.may_publish("elsewhere").then_some(()));
+    assert!(running.terminate().success());
+}
+
+#[test]
+fn filtered_events_wait_for_one_that_is_not() {
+    let (pb, nats, mut pb_nats, clerk) = town();
+    pb_nats.set("sync.debounce", "10ms");
+    pb_nats.set("pocketbase.resync_interval", "1s");
+    pb_nats.set("sync.ignore_events", vec!["role_update"]);
+    let _running = pb_nats.run();
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+    let mut ann = nats.client("ann", PASSWORD);
+    pb.update("nats_roles", &clerk.role, &json!({"publish_permissions": ["payroll"]}));
+    let early = poll(Duration::from_secs(2), || ann.may_publish("payroll").then_some(()));
+    assert!(early.is_none(), "not even at a resync");
+    pb.user("bob", PASSWORD, "");
+    eventually("both are in force", || {
+        (ann.may_publish("payroll") && nats.accepts("bob", PASSWORD)).then_some(())
+    });
+}
+
+#[test]
+fn the_first_change_is_waited_for_if_so_set() {
+    let (pb, nats, mut pb_nats, clerk) = town();
+    pb_nats.set("sync.debounce", "10ms");
+    pb_nats.set("pocketbase.resync_interval", "1s");
+    pb_nats.set("auth_file.generate_initial", false);
+    let _running = pb_nats.run();
+    assert!(poll(Duration::from_secs(2), || nats.accepts("ann", PASSWORD).then_some(())).is_none());
+    pb.update("nats_roles", &clerk.role, &json!({"publish_permissions": ["payroll"]}));
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+}
+
+#[test]
+fn hidden_passwords_and_auth_collections_serve_as_well() {
+    for users in [Users::Password, Users::Auth, Users::AuthByEmail] {
+        let (pb, nats) = (Pb::with(users, Optional::Absent), Nats::start());
+        let role = pb.role("clerk", &["orders.>"], &[]);
+        let name = if users == Users::AuthByEmail { "ann@example.com" } else { "ann" };
+        pb.user(name, PASSWORD, &role);
+        let mut pb_nats = PbNats::between(PB_NATS, &pb, &nats);
+        let refused = pb_nats.once().exits(1);
+        assert!(refused.stderr.contains("does not show the field `password`"), "{refused:?}");
+        pb_nats.unset("pocketbase.url");
+        pb_nats.unset("pocketbase.token_file");
+        pb_nats.set("pocketbase.data_dir", pb.data_dir().display().to_string());
+        pb_nats.once().success();
+        assert!(nats.client(name, PASSWORD).may_publish("orders.1"), "{users:?}");
+    }
+}
+
+#[test]
+fn the_example_embeds_it() {
+    let (_pb, nats, pb_nats, _) = town();
+    // Cargo builds the examples beside the program before it runs the tests.
+    let example = std::path::Path::new(PB_NATS).with_file_name("examples").join("embed");
+    assert!(example.is_file(), "`cargo build --examples` makes {}", example.display());
+    let mut command = std::process::Command::new(example);
+    let _running = Process::start(command.arg(pb_nats.settings_file()));
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+}

@@ -1,0 +1,139 @@
+//! What the repository promises about itself.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+/// `cargo xtask docs` lets this test write the pages instead.
+#[test]
+fn generated_pages_are_up_to_date() {
+    let pages = [("docs/settings.md", pb_nats::options::reference())];
+    for (path, page) in pages {
+        if env::var_os("UPDATE_DOCS").is_some() {
+            crate::support::write(path, &page);
+        }
+        let found = fs::read_to_string(path).unwrap_or_default();
+        assert!(found == page, "{path} is out of date; `cargo xtask docs` writes it anew");
+    }
+}
+
+/// `src/auth` is pure: what it decides depends on its arguments and on nothing else.
+#[test]
+fn what_nats_should_allow_is_decided_without_looking_outside() {
+    const OUTSIDE: &[&str] = &[
+        "tokio",
+        "tracing",
+        "fs_err",
+        "std::fs",
+        "std::net",
+        "std::env",
+        "std::process",
+        "SystemTime",
+        "Instant",
+        "Timestamp::now",
+    ];
+    for file in room("auth") {
+        let code = code(&file);
+        for word in OUTSIDE {
+            assert!(!code.contains(word), "{} mentions {word}", file.display());
+        }
+    }
+}
+
+/// A room knows the rooms behind it, and none that is in front.
+#[test]
+fn rooms_know_only_what_is_behind_them() {
+    const ROOMS: &[(&str, &[&str])] = &[
+        ("auth", &[]),
+        ("options", &["auth", "source"]),
+        ("source", &["auth", "options"]),
+        ("apply", &["auth", "options"]),
+        ("server", &["apply", "auth", "options"]),
+        ("reconcile", &["apply", "auth", "options", "server", "source"]),
+    ];
+    for (name, behind) in ROOMS {
+        for file in room(name) {
+            let code = code(&file);
+            for named in code.split("crate::").skip(1).flat_map(rooms_at) {
+                let known = ROOMS.iter().any(|(room, _)| *room == named);
+                let allowed = !known || named == *name || behind.contains(&named);
+                assert!(allowed, "{} knows `{named}`", file.display());
+            }
+        }
+    }
+}
+
+/// Everything but the auth file and its backups may be out of reach for writing.
+#[test]
+fn only_the_auth_file_is_written() {
+    const WRITING: &[&str] = &[
+        "fs::write",
+        "File::create",
+        "OpenOptions",
+        "DirBuilder",
+        "create_dir",
+        "remove_dir",
+        "remove_file",
+        "rename(",
+        "hard_link",
+        "symlink(",
+        "set_len",
+        "set_permissions",
+        "chown(",
+        "fs::copy",
+        "tempfile::",
+    ];
+    only_in("apply", WRITING);
+}
+
+/// A library leaves stdout, stderr and the exit code to the program.
+#[test]
+fn only_main_prints_and_ends_the_process() {
+    const PRINTING: &[&str] =
+        &["print!(", "println!(", "dbg!(", "stdout()", "stderr()", "process::exit", "ExitCode"];
+    only_in("main", PRINTING);
+}
+
+fn only_in(may: &str, words: &[&str]) {
+    for entry in fs::read_dir("src").unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        if name == may || path.is_dir() {
+            continue;
+        }
+        for file in room(name) {
+            let code = code(&file);
+            for word in words {
+                assert!(!code.contains(word), "{} mentions {word}", file.display());
+            }
+        }
+    }
+}
+
+/// What `crate::` is followed by: one name, or a list of them in braces.
+fn rooms_at(code: &str) -> Vec<&str> {
+    let no_name = |it: char| !it.is_alphanumeric();
+    match code.strip_prefix('{').and_then(|list| list.split(';').next()) {
+        Some(list) => list.split(no_name).collect(),
+        None => code.split(no_name).take(1).collect(),
+    }
+}
+
+/// The files of a room: its door and what is behind it.
+fn room(name: &str) -> Vec<PathBuf> {
+    let mut files = vec![Path::new("src").join(format!("{name}.rs"))];
+    if let Ok(folder) = fs::read_dir(Path::new("src").join(name)) {
+        files.extend(folder.map(|it| it.unwrap().path()));
+    }
+    files.retain(|it| it.extension().is_some_and(|it| it == "rs") && !it.ends_with("tests.rs"));
+    files
+}
+
+/// A file without its tests and without comments.
+fn code(file: &Path) -> String {
+    let text =
+        fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    code.lines().filter(|it| !it.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,118 @@
+//! What cargo does for us.
+
+use std::{
+    env,
+    ffi::OsString,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::tools;
+
+/// Runs all tests, doc tests included.
+pub(crate) fn test(arguments: &[String]) -> Result<()> {
+    run(with_servers(cargo().args(["test", "--workspace"]))?.args(arguments))
+}
+
+/// Runs one of `benches/`.
+pub(crate) fn bench(what: &str, arguments: &[String]) -> Result<()> {
+    let mut command = cargo();
+    command.args(["bench", "--package", "pb-nats", "--bench", what, "--"]);
+    run(with_servers(&mut command)?.args(arguments))
+}
+
+/// Installs the servers, and says where they are. Whoever has named others gets those.
+fn with_servers(command: &mut Command) -> Result<&mut Command> {
+    let tools = tools::install()?;
+    for (variable, program) in
+        [("NATS_SERVER_BIN", "nats-server"), ("POCKETBASE_BIN", "pocketbase")]
+    {
+        if env::var_os(variable).is_none() {
+            command.env(variable, tools.join(program));
+        }
+    }
+    Ok(command)
+}
+
+/// Everything a change has to pass.
+pub(crate) fn ci() -> Result<()> {
+    step("formatting", cargo().args(["fmt", "--all", "--check"]))?;
+    step(
+        "lints",
+        cargo().args(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
+    )?;
+    let mut test = cargo();
+    test.args(["xtask", "test"]);
+    if is_root() {
+        test.env("PB_NATS_TEST_ROOT", "1");
+    } else {
+        println!("not root: tests that mount, or run as another user, are left out");
+    }
+    step("tests, generated docs among them", &mut test)?;
+    step(
+        "documentation",
+        cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+    step("demo", cargo().args(["xtask", "demo", "--check"]))
+}
+
+/// Writes the generated pages, or says whether they are up to date. A test knows which they are.
+pub(crate) fn docs(check: bool) -> Result<()> {
+    let mut command = cargo();
+    command.args(["test", "--quiet", "--package", "pb-nats", "--test", "it", "generated_pages"]);
+    if !check {
+        command.env("UPDATE_DOCS", "1");
+    }
+    run(&mut command)
+}
+
+/// Builds pb-nats and returns where it is.
+pub(crate) fn build() -> Result<PathBuf> {
+    let mut command = cargo();
+    command.args(["build", "--package", "pb-nats", "--bin", "pb-nats"]);
+    command.arg("--message-format=json-render-diagnostics");
+    let said = command.stderr(Stdio::inherit()).output().context("cargo does not start")?;
+    ensure!(said.status.success(), "pb-nats does not build");
+    String::from_utf8_lossy(&said.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find_map(|it| it["executable"].as_str().map(PathBuf::from))
+        .context("cargo built no program")
+}
+
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|it| it.stdout.trim_ascii() == b"0")
+}
+
+fn step(name: &str, command: &mut Command) -> Result<()> {
+    println!("\n── {name}");
+    let start = Instant::now();
+    run(command).with_context(|| format!("failed: {name}"))?;
+    println!("── {name}: ok, {:.1} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().context("cargo does not start")?;
+    let words: Vec<_> = command.get_args().map(|it| it.to_string_lossy()).collect();
+    ensure!(status.success(), "cargo {}: {status}", words.join(" "));
+    Ok(())
+}
+
+/// Cargo, in the repository, as whoever called us has set it up.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    // What describes the build of xtask would make cargo build other things anew.
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
