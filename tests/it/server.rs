@@ -387,6 +387,25 @@ async fn a_server_that_is_busy_whenever_it_is_asked_is_not_overlooked() {
     let outcomes = house.unchanged().await;
     assert_eq!(in_step(&outcomes).len(), 3, "{outcomes:#?}");
     assert!(nats[2].accepts("ann", "ann"));
+
+    // Awake again when the others have their orders, it gets its own in the same pass.
+    house.again(nats[0].dir(), |_| ());
+    let mut spy = nats[0].system();
+    spy.subscribe("$SYS.REQ.SERVER.*.RELOAD");
+    spy.flush().unwrap();
+    nats[2].signal(Signal::STOP);
+    let applied = house.write(&["bob"]).await;
+    let outcomes = thread::scope(|scope| {
+        scope.spawn(|| {
+            spy.next(SOON);
+            nats[2].signal(Signal::CONT);
+        });
+        tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(house.converge(&applied))
+        })
+    });
+    assert_eq!(in_step(&outcomes).len(), 3, "{outcomes:#?}");
+    assert!(nats[2].accepts("bob", "bob") && !nats[2].accepts("ann", "ann"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
