@@ -35,7 +35,7 @@ pub struct AuthFile {
     path: PathBuf,
     mode: u32,
     group: String,
-    backups: Option<Backups>,
+    backups: Backups,
     main_config: Option<PathBuf>,
     server_binary: PathBuf,
     /// The main config and nats-server that the last whole check was made with.
@@ -46,6 +46,8 @@ pub struct AuthFile {
 /// Where former files are kept, and how many.
 #[derive(Debug)]
 struct Backups {
+    /// Whether files of ours are kept. Another's always is.
+    ours: bool,
     dir: PathBuf,
     /// 0: all.
     most: usize,
@@ -161,9 +163,11 @@ impl AuthFile {
             path: file.path.clone(),
             mode: file.mode,
             group: file.group.clone(),
-            backups: file
-                .create_backups
-                .then(|| Backups { dir: file.backup_dir.clone(), most: file.max_backups }),
+            backups: Backups {
+                ours: file.create_backups,
+                dir: file.backup_dir.clone(),
+                most: file.max_backups,
+            },
             main_config: options.nats.config_file.clone(),
             server_binary: options.nats.server_binary.clone(),
             checked_with: None,
@@ -264,8 +268,18 @@ impl AuthFile {
             self.check(judge.as_ref(), &text, former).await?;
             self.checked_with = with;
         }
-        if !former.trim().is_empty() {
-            self.back_up(former);
+        match parse(former) {
+            Found::Empty => (),
+            Found::Foreign | Found::Newer(_) => {
+                self.back_up().map_err(|err| self.io("backed up", err))?;
+            }
+            Found::Ours(_) | Found::Torn(_) if !self.backups.ours => (),
+            Found::Ours(_) | Found::Torn(_) => {
+                // That it cannot be kept is no reason to let a removed user stay.
+                if let Err(err) = self.back_up() {
+                    warn!(%err, "no backup of the former auth file");
+                }
+            }
         }
         self.write(&text)?;
         self.applied(true, &text, stamp, judge)
@@ -470,14 +484,12 @@ impl AuthFile {
         }
     }
 
-    /// Keeps the former file. That it cannot be kept is no reason to let a removed user stay.
-    fn back_up(&self, former: &str) {
-        let Some(backups) = &self.backups else { return };
-        let mode = fs::metadata(&self.path).map_or(0o600, |it| it.mode() & 0o777);
+    /// Keeps the former file, byte for byte.
+    fn back_up(&self) -> io::Result<()> {
+        let former = fs::read(&self.path)?;
+        let mode = fs::metadata(&self.path)?.mode() & 0o777;
         let name = self.path.file_name().unwrap_or(OsStr::new("auth.conf")).to_string_lossy();
-        if let Err(err) = backups.keep(&name, former, mode) {
-            warn!(%err, "no backup of the former auth file");
-        }
+        self.backups.keep(&name, &former, mode)
     }
 
     fn try_lock(&self, extension: &str) -> Result<Lock, ApplyError> {
@@ -537,9 +549,11 @@ impl ApplyError {
 }
 
 impl Backups {
-    fn keep(&self, name: &str, text: &str, mode: u32) -> io::Result<()> {
+    fn keep(&self, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
         let mut builder = std::fs::DirBuilder::new();
-        std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700).create(&self.dir)?;
+        std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700)
+            .create(&self.dir)
+            .map_err(|err| io::Error::new(err.kind(), format!("{}: {err}", self.dir.display())))?;
         let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%.3fZ");
         let mut options = fs::OpenOptions::new();
         options.write(true).create_new(true).mode(mode);
@@ -548,7 +562,7 @@ impl Backups {
             let path = self.dir.join(format!("{name}.{now}-{n:03}"));
             match options.open(&path) {
                 Ok(mut file) => {
-                    file.write_all(text.as_bytes())?;
+                    file.write_all(bytes)?;
                     return self.prune(name);
                 }
                 Err(err) if err.kind() == io::ErrorKind::AlreadyExists => (),

@@ -4,6 +4,7 @@ use std::{
     env,
     fmt::Write as _,
     io::{self, IsTerminal, Read, Write},
+    mem,
     path::PathBuf,
     pin::pin,
     process::ExitCode,
@@ -13,7 +14,7 @@ use anyhow::Context;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use pb_nats::{
     Options, PocketBase, Reconciler,
-    apply::{Adopt, ApplyError},
+    apply::{Adopt, ApplyError, Placement},
     auth::Finding,
     check::Verdict,
     options::OptionsError,
@@ -152,6 +153,7 @@ async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     let mut hangups = hangups()?;
     let mut shutdown = pin!(shutdown()?);
     let (mut reconciler, options) = open(cli)?;
+    let mut former = None;
     let (version, file) = (env!("CARGO_PKG_VERSION"), options.auth_file.path.display());
     info!(version, %file, "pb-nats keeps NATS in step with PocketBase");
     notify(&[NotifyState::Ready]);
@@ -161,28 +163,44 @@ async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
             loop {
                 tokio::select! {
                     () = &mut shutdown => return,
-                    _ = hangups.recv() => match open(cli) {
-                        Ok((reconciler, _)) => {
+                    _ = hangups.recv() => match reopen(cli) {
+                        Ok(reconciler) => {
                             next = Some(reconciler);
                             return;
                         }
-                        Err(error) => {
-                            let (error, hint) = (format!("{error:#}"), hint(&error));
-                            error!(error, hint, "the settings as they are now cannot be used; \
-                                the former ones stay");
-                        }
+                        Err(error) => keep_settings(&error),
                     }
                 }
             }
         };
-        reconciler.run(stop).await?;
+        match (reconciler.run(stop).await, former.take()) {
+            (Ok(()), _) => (),
+            (Err(error), None) => return Err(error.into()),
+            (Err(error), Some(former)) => {
+                keep_settings(&error.into());
+                reconciler = former;
+                continue;
+            }
+        }
         let Some(next) = next else { break };
-        reconciler = next;
+        former = Some(mem::replace(&mut reconciler, next));
         info!("the settings were read again");
     }
     notify(&[NotifyState::Stopping]);
     info!("stopped; what is in force stays in force");
     Ok(ExitCode::SUCCESS)
+}
+
+/// The settings as they are now, put in force at once.
+fn reopen(cli: &Cli) -> anyhow::Result<Reconciler<PocketBase>> {
+    let mut options = options(cli)?;
+    options.auth_file.generate_initial = true;
+    reconciler(&options)
+}
+
+fn keep_settings(error: &anyhow::Error) {
+    let (hint, error) = (hint(error), format!("{error:#}"));
+    error!(error, hint, "the settings as they are now cannot be used; the former ones stay");
 }
 
 async fn once(cli: &Cli, arguments: &Once) -> anyhow::Result<ExitCode> {
@@ -210,8 +228,9 @@ async fn plan(cli: &Cli, arguments: &Plan) -> anyhow::Result<ExitCode> {
     let (mut reconciler, _) = open(cli)?;
     let plan = reconciler.plan(Adopt::No).await?;
     tell_findings(&plan.findings);
-    let pending =
-        plan.write || plan.servers.iter().any(|it| matches!(it.state, State::NotInStep { .. }));
+    let pending = plan.write
+        || plan.misplaced.is_some()
+        || plan.servers.iter().any(|it| matches!(it.state, State::NotInStep { .. }));
     if arguments.json {
         let servers = plan.servers.iter().map(|it| {
             json!({
@@ -225,6 +244,7 @@ async fn plan(cli: &Cli, arguments: &Plan) -> anyhow::Result<ExitCode> {
             "pending": pending,
             "write": plan.write,
             "held_back": plan.refused.as_ref().map(ToString::to_string),
+            "misplaced": plan.misplaced.as_ref().map(ToString::to_string),
             "changes": plan.changes,
             "users": plan.desired.users.len(),
             "roles": plan.desired.roles.len(),
@@ -269,6 +289,9 @@ fn diff(plan: &pb_nats::reconcile::Plan) -> String {
     if let Some(refused) = &plan.refused {
         let _ = writeln!(text, "held back: {refused}\n{}", refused.hint());
     }
+    if let Some(misplaced) = &plan.misplaced {
+        let _ = writeln!(text, "{misplaced}\n{}", Placement::HINT);
+    }
     for server in &plan.servers {
         let _ = writeln!(text, "{server}");
     }
@@ -303,8 +326,11 @@ async fn check(cli: &Cli, arguments: &Check) -> anyhow::Result<ExitCode> {
 /// The reconciler that the settings amount to.
 fn open(cli: &Cli) -> anyhow::Result<(Reconciler<PocketBase>, Options)> {
     let options = options(cli)?;
-    let source = PocketBase::open(&options.pocketbase)?;
-    Ok((Reconciler::new(source, &options)?, options))
+    Ok((reconciler(&options)?, options))
+}
+
+fn reconciler(options: &Options) -> anyhow::Result<Reconciler<PocketBase>> {
+    Ok(Reconciler::new(PocketBase::open(&options.pocketbase)?, options)?)
 }
 
 fn tell_findings(findings: &[Finding]) {

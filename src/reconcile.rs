@@ -62,7 +62,9 @@ pub struct Plan {
     pub refused: Option<Refused>,
     /// What had to be left out.
     pub findings: Vec<Finding>,
-    /// Which servers run the file, if it is not to be written.
+    /// Why nats-server does not take its users from the file, if it does not.
+    pub misplaced: Option<Placement>,
+    /// Which servers run the file, if it is not to be written and in its place.
     pub servers: Vec<Outcome>,
 }
 
@@ -145,7 +147,7 @@ impl<S: Source> Reconciler<S> {
         if !self.pace.initial {
             tokio::select! {
                 () = &mut shutdown => return Ok(()),
-                () = self.first_change() => (),
+                () = self.first_change() => self.pace.initial = true,
             }
         }
         let mut backoff = Backoff::default();
@@ -173,16 +175,16 @@ impl<S: Source> Reconciler<S> {
         let begun = Instant::now();
         // First: else another pass could write what is newer than this look.
         let _lock = self.file.lock_for_a_pass().await?;
+        let snapshot = self.source.snapshot().await?;
         let current = self.file.read(consent.adopt)?; // refuses a file that we did not write
         let main_config = self.file.main_config()?;
-        let snapshot = self.source.snapshot().await?;
-        let plan = self.decide(&snapshot, &current, main_config.as_ref());
+        let mut plan = self.decide(&snapshot, &current, main_config.as_ref());
         self.note(&plan.findings);
 
-        let write = plan.write && self.wanted(&snapshot);
-        if write && !consent.removals {
-            plan.changes.check(self.limits, &snapshot)?;
-        }
+        let wanted = plan.write && (current.desired.is_none() || self.wanted(&snapshot));
+        // What is held back keeps no server from the file as it is.
+        let refused = plan.refused.take().filter(|_| wanted && !consent.removals);
+        let write = wanted && refused.is_none();
         let applied = if write {
             let stamped = self.stamped(main_config.as_ref()).await;
             self.file.replace(&plan.desired, &current.text, stamped).await?
@@ -195,15 +197,18 @@ impl<S: Source> Reconciler<S> {
 
         let servers = self.servers.converge(&applied).await;
         self.file.take_back(&applied, &current.text).await?;
-        if let Err(misplaced) = placed(main_config.as_ref()) {
+        if let Some(misplaced) = misplaced(main_config.as_ref()) {
             self.servers.forget();
-            return Err(misplaced);
+            return Err(ReconcileError::Placement(misplaced));
         }
         self.file.remember(&applied, &self.servers.proven());
         if servers.iter().any(|it| matches!(it.state, State::NotInStep { .. })) {
             return Err(ReconcileError::Servers(servers));
         }
         tell(&plan.changes, &applied, &servers, begun.elapsed());
+        if let Some(refused) = refused {
+            return Err(refused.into());
+        }
         let changes = write.then_some(plan.changes);
         Ok(Converged { changes, users: plan.desired.users.len(), servers })
     }
@@ -212,8 +217,10 @@ impl<S: Source> Reconciler<S> {
     pub async fn plan(&mut self, adopt: Adopt) -> Result<Plan, ReconcileError> {
         let snapshot = self.source.snapshot().await?;
         let current = self.file.read(adopt)?;
-        let mut plan = self.decide(&snapshot, &current, self.file.main_config()?.as_ref());
-        if !plan.write {
+        let main_config = self.file.main_config()?;
+        let mut plan = self.decide(&snapshot, &current, main_config.as_ref());
+        plan.misplaced = misplaced(main_config.as_ref());
+        if !plan.write && plan.misplaced.is_none() {
             plan.servers = self.servers.survey(&self.file.as_it_is(&current.text).await?).await;
         }
         Ok(plan)
@@ -245,6 +252,7 @@ impl<S: Source> Reconciler<S> {
             desired,
             changes,
             findings,
+            misplaced: None,
             servers: Vec::new(),
         }
     }
@@ -317,15 +325,15 @@ async fn settled(source: &mut impl Source, pace: Pace) {
     }
 }
 
-/// Fails unless nats-server takes its users from the auth file.
-fn placed(main_config: Option<&MainConfig>) -> Result<(), ReconcileError> {
-    match main_config.map(MainConfig::placement) {
-        None | Some(Placement::InForce) => Ok(()),
-        Some(Placement::Unknown(why)) => {
+/// Why nats-server does not take its users from the auth file, if it is known not to.
+fn misplaced(main_config: Option<&MainConfig>) -> Option<Placement> {
+    match main_config?.placement() {
+        Placement::InForce => None,
+        Placement::Unknown(why) => {
             debug!(%why, "the main config is not understood");
-            Ok(())
+            None
         }
-        Some(misplaced) => Err(ReconcileError::Placement(misplaced)),
+        misplaced @ (Placement::NotIncluded | Placement::Overridden { .. }) => Some(misplaced),
     }
 }
 

@@ -249,6 +249,78 @@ fn a_pass_reads_the_records_when_no_other_is_under_way() {
     assert!(nats.accepts("ann", PASSWORD));
 }
 
+/// What is held back keeps nothing else from being put in force.
+#[test]
+fn a_failed_reload_is_retried_while_a_removal_is_held_back() {
+    let (pb, nats, pb_nats, clerk) = town();
+    pb.user("bob", PASSWORD, &clerk.role);
+    pb_nats.once().success();
+    let pid = fs::read_to_string(nats.pid_file()).unwrap();
+    write(nats.pid_file(), "nobody");
+    pb.update("nats_users", &clerk.ann, &json!({"active": false}));
+    pb_nats.once().exits(1);
+    assert!(nats.accepts("ann", PASSWORD));
+    write(nats.pid_file(), &pid);
+    for record in pb.ask("GET", "/api/collections/nats_users/records", &json!(null))["items"]
+        .as_array()
+        .unwrap()
+    {
+        pb.delete("nats_users", record["id"].as_str().unwrap());
+    }
+    pb_nats.once().exits(4);
+    assert!(!nats.accepts("ann", PASSWORD) && nats.accepts("bob", PASSWORD));
+}
+
+#[test]
+fn a_plan_names_a_main_config_that_does_not_use_the_file() {
+    let (_pb, nats, pb_nats, _) = town();
+    pb_nats.once().success();
+    let good = fs::read_to_string(nats.config_file()).unwrap();
+    write(nats.config_file(), good.replace("include \"auth.conf\"", ""));
+    nats.reload().unwrap();
+    let plan = pb_nats.command(&["plan"]);
+    assert!(!plan.stdout.contains("in step, shown"), "{plan:?}");
+}
+
+#[test]
+fn hangup_with_an_auth_file_in_no_folder_changes_nothing() {
+    let (pb, nats, mut pb_nats, _) = town();
+    let running = pb_nats.run();
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+    let good = nats.auth_file().display().to_string();
+    pb_nats.set("auth_file.path", nats.dir().join("missing/auth.conf").display().to_string());
+    running.signal(Signal::HUP);
+    running.wait_for(|it| it.contains("missing/"));
+    pb_nats.set("auth_file.path", good);
+    running.signal(Signal::HUP);
+    pb.user("bob", PASSWORD, "");
+    eventually("bob is let in", || nats.accepts("bob", PASSWORD).then_some(()));
+    assert!(running.terminate().success());
+}
+
+/// The settings are read again, but the program does not begin again.
+#[test]
+fn hangup_does_not_make_a_failed_pass_wait_for_a_change() {
+    let (pb, nats, mut pb_nats, clerk) = town();
+    pb_nats.once().success();
+    pb_nats.set("auth_file.generate_initial", false);
+    pb_nats.set("sync.debounce", "10ms");
+    let pid = fs::read_to_string(nats.pid_file()).unwrap();
+    write(nats.pid_file(), "nobody");
+    let running = pb_nats.run_with(&["-v", "run"]);
+    running.wait_for(|it| it.contains("keeps NATS in step"));
+    eventually("the change is seen", || {
+        pb.update("nats_users", &clerk.ann, &json!({"active": false}));
+        pb.update("nats_users", &clerk.ann, &json!({"active": true}));
+        pb.update("nats_users", &clerk.ann, &json!({"active": false}));
+        running.lines().iter().any(|it| it.contains("cannot read a process id")).then_some(())
+    });
+    running.signal(Signal::HUP);
+    running.wait_for(|it| it.contains("the settings were read again"));
+    write(nats.pid_file(), &pid);
+    eventually("ann is out", || (!nats.accepts("ann", PASSWORD)).then_some(()));
+}
+
 #[test]
 fn hangup_reads_the_settings_again_and_bad_ones_change_nothing() {
     let (pb, nats, mut pb_nats, _) = town();
@@ -285,6 +357,18 @@ fn filtered_events_wait_for_one_that_is_not() {
     eventually("both are in force", || {
         (ann.may_publish("payroll") && nats.accepts("bob", PASSWORD)).then_some(())
     });
+}
+
+#[test]
+fn a_missing_file_is_written_whatever_the_filter_says() {
+    let (pb, nats, mut pb_nats, clerk) = town();
+    pb_nats.set("sync.debounce", "10ms");
+    pb_nats.set("sync.ignore_events", vec!["role_update"]);
+    let _running = pb_nats.run();
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+    fs::remove_file(nats.auth_file()).unwrap();
+    pb.update("nats_roles", &clerk.role, &json!({"publish_permissions": ["payroll"]}));
+    eventually("the file is back", || nats.auth_file().exists().then_some(()));
 }
 
 #[test]

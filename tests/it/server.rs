@@ -160,7 +160,7 @@ fn loaded(nats: &Nats) -> Value {
 /// Adds a line to the main config, as an operator would who has not reloaded yet.
 fn edit(nats: &Nats, line: &str) -> String {
     let before = fs::read_to_string(nats.config_file()).unwrap();
-    write(nats.config_file(), &format!("{line}\n{before}"));
+    write(nats.config_file(), format!("{line}\n{before}"));
     before
 }
 
@@ -737,7 +737,7 @@ async fn a_log_in_that_is_refused_is_said_so_and_a_mended_password_is_used() {
     let said = why(&house.unchanged().await);
     assert!(said.contains("cannot connect to the system account"), "{said}");
     assert!(said.contains("the log-in is refused") && !said.contains("wrong-password"), "{said}");
-    write(&password_file, &format!("{}\n", SYSTEM_USER.1));
+    write(&password_file, format!("{}\n", SYSTEM_USER.1));
     proof(&house.unchanged().await);
     assert!(nats.accepts("ann", "ann"));
     assert!(!format!("{:?}", house.servers).contains(SYSTEM_USER.1));
