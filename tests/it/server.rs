@@ -205,14 +205,13 @@ async fn a_server_proves_by_its_stamp_that_it_runs_the_file() {
         it.reload_command = Some("true".into());
         it.reload_timeout = NO_TIME;
     });
-    why(&house.changed(&["bob"]).await);
+    let applied = house.write(&["bob"]).await;
+    why(&house.converge(&applied).await);
     // Loaded later than the file was replaced, but without it.
     let file = fs::read_to_string(nats.auth_file()).unwrap();
-    write(nats.auth_file(), "");
-    nats.reload().unwrap();
-    let written = house.file.as_it_is("").await.unwrap().written;
+    nats.load("").unwrap();
     write(nats.auth_file(), &file);
-    fs::File::open(nats.auth_file()).unwrap().set_modified(written).unwrap();
+    fs::File::open(nats.auth_file()).unwrap().set_modified(applied.written).unwrap();
     why(&house.unchanged().await);
     assert!(!nats.accepts("bob", "bob"));
 }
@@ -324,6 +323,33 @@ async fn every_server_of_a_cluster_is_reloaded_over_the_system_account() {
     }
 }
 
+/// Nobody tells how many other clusters there are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn servers_of_other_clusters_are_reloaded_too() {
+    let gateway = free_address();
+    let near = format!("gateway {{ name: near, listen: \"{gateway}\" }}\n{SYSTEM_ACCOUNT}");
+    let near = Nats::with(Setup { extra: &near, ..Setup::default() });
+    let far = format!(
+        "server_name: far-server\ngateway {{ name: far, listen: \"127.0.0.1:-1\", \
+         gateways: [ {{name: near, urls: [\"nats://{gateway}\"]}} ] }}\n{SYSTEM_ACCOUNT}"
+    );
+    let far = Nats::with(Setup { extra: &far, ..Setup::default() });
+    fs::remove_file(far.auth_file()).unwrap();
+    std::os::unix::fs::symlink(near.auth_file(), far.auth_file()).unwrap();
+    let mut house = House::of(&near, by_system_account(&near));
+    eventually("they find each other", || {
+        let answer = near.system().request("$SYS.REQ.SERVER.PING.GATEWAYZ", b"", SOON)?;
+        let answer: Value = serde_json::from_slice(&answer.payload).ok()?;
+        answer["data"]["outbound_gateways"].get("far").map(|_| ())
+    });
+    for user in ["ann", "bob"] {
+        let outcomes = house.changed(&[user]).await;
+        assert_eq!(in_step(&outcomes).len(), 2, "{outcomes:#?}");
+        assert!(near.accepts(user, user) && far.accepts(user, user));
+        assert!(outcomes.iter().all(|it| it.took.unwrap() < SOON));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_server_that_left_its_cluster_is_missed_until_it_is_back() {
     let setup = Setup { extra: SYSTEM_ACCOUNT, ..Setup::default() };
@@ -346,6 +372,40 @@ async fn a_server_that_left_its_cluster_is_missed_until_it_is_back() {
     let outcomes = house.unchanged().await;
     assert_eq!(in_step(&outcomes).len(), 3, "{outcomes:#?}");
     assert_eq!(outcomes.len(), 3, "{outcomes:#?}");
+}
+
+/// One that has never answered may run anything; its cluster tells that it is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_server_that_is_busy_whenever_it_is_asked_is_not_overlooked() {
+    let nats = Nats::cluster(3, Setup { extra: SYSTEM_ACCOUNT, ..Setup::default() });
+    let mut house = House::of(&nats[0], by_system_account(&nats[0]));
+    nats[2].signal(Signal::STOP);
+    let outcomes = house.changed(&["ann"]).await;
+    assert_eq!(in_step(&outcomes), ["nats-server-1", "nats-server-2"]);
+    assert_eq!(outcomes.len(), 3, "{outcomes:#?}");
+    nats[2].signal(Signal::CONT);
+    let outcomes = house.unchanged().await;
+    assert_eq!(in_step(&outcomes).len(), 3, "{outcomes:#?}");
+    assert!(nats[2].accepts("ann", "ann"));
+
+    // Awake again when the others have their orders, it gets its own in the same pass.
+    house.again(nats[0].dir(), |_| ());
+    let mut spy = nats[0].system();
+    spy.subscribe("$SYS.REQ.SERVER.*.RELOAD");
+    spy.flush().unwrap();
+    nats[2].signal(Signal::STOP);
+    let applied = house.write(&["bob"]).await;
+    let outcomes = thread::scope(|scope| {
+        scope.spawn(|| {
+            spy.next(SOON);
+            nats[2].signal(Signal::CONT);
+        });
+        tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(house.converge(&applied))
+        })
+    });
+    assert_eq!(in_step(&outcomes).len(), 3, "{outcomes:#?}");
+    assert!(nats[2].accepts("bob", "bob") && !nats[2].accepts("ann", "ann"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
