@@ -93,12 +93,16 @@ impl MainConfig {
     pub fn account_users(&self) -> BTreeSet<String> {
         let Ok(entries) = &self.entries else { return BTreeSet::new() };
         let accounts = entries.iter().filter(|it| it.key.eq_ignore_ascii_case("accounts"));
-        let users = accounts.flat_map(|it| it.value.entries()).flat_map(|account| {
-            let lists = account.value.entries().iter();
+        let accounts = accounts.flat_map(|it| resolved(&it.value, entries).entries());
+        let users = accounts.flat_map(|account| {
+            let lists = resolved(&account.value, entries).entries().iter();
             lists.filter(|it| matches!(it.key.to_ascii_lowercase().as_str(), "users" | "nkeys"))
         });
-        let logins = users.flat_map(|it| it.value.items()).flat_map(|user| {
-            ["user", "username", "nkey"].into_iter().filter_map(|key| user.at(key))
+        let users = users.flat_map(|it| resolved(&it.value, entries).items());
+        let logins = users.flat_map(|user| {
+            ["user", "username", "nkey"]
+                .into_iter()
+                .filter_map(|key| resolved(user, entries).at(key))
         });
         logins.filter_map(|it| word(it, entries)).collect()
     }
@@ -238,13 +242,16 @@ fn real(path: &Path) -> PathBuf {
     })
 }
 
-/// The text of a value, variables looked up where nats-server looks, but for inner maps.
+/// A value, variables looked up where nats-server looks, but for inner maps.
+fn resolved<'a>(node: &'a Node, entries: &'a [Entry]) -> &'a Node {
+    let Node::Variable(name) = node else { return node };
+    entries.iter().rfind(|it| it.key == *name).map_or(node, |it| &it.value)
+}
+
+/// The text of a value.
 fn word(node: &Node, entries: &[Entry]) -> Option<String> {
-    match node {
-        Node::Variable(name) => match entries.iter().rfind(|it| it.key == *name) {
-            Some(entry) => entry.value.text().map(str::to_owned),
-            None => std::env::var(name).ok(),
-        },
+    match resolved(node, entries) {
+        Node::Variable(name) => std::env::var(name).ok(),
         other => other.text().map(str::to_owned),
     }
 }
@@ -286,18 +293,22 @@ mod tests {
     #[test]
     fn users_of_accounts_are_found_wherever_they_are_written() {
         let config = config(&[
-            ("main.conf", "SYSTEM: sys\naccounts { include 'accounts.conf' }\ninclude 'auth.conf'"),
+            (
+                "main.conf",
+                "SYSTEM: sys\nLIST: [{user: listed}]\naccounts { include 'accounts.conf' }\n\
+                 include 'auth.conf'",
+            ),
             (
                 "accounts.conf",
-                "SYS: {users: [{user: $SYSTEM, password: x}, {nkey: UABC}]}\nAPP { users = [{username: app}] }",
+                "SYS: {users: [{user: $SYSTEM, password: x}, {nkey: UABC}]}\nAPP { users = [{username: app}] }\nB {users: $LIST}",
             ),
         ]);
-        assert_eq!(Vec::from_iter(config.account_users()), ["UABC", "app", "sys"]);
+        assert_eq!(Vec::from_iter(config.account_users()), ["UABC", "app", "listed", "sys"]);
         let files = config.with_auth_file("new").unwrap();
         let text = |name: &str| &files.iter().find(|(it, _)| it == name).unwrap().1;
         assert_eq!(
             text("0.conf"),
-            "SYSTEM: sys\naccounts { include '1.conf' }\ninclude 'auth.conf'"
+            "SYSTEM: sys\nLIST: [{user: listed}]\naccounts { include '1.conf' }\ninclude 'auth.conf'"
         );
         assert_eq!(text("auth.conf"), "new");
     }

@@ -344,6 +344,20 @@ fn names_in_doubt_are_left_out_and_names_that_deceive_are_reported() {
 }
 
 #[test]
+fn an_nkey_is_one_users_and_nobody_elses() {
+    let holder = |id: &str, nkey: &str| user(id, json!({"username": id, "nkey": nkey}));
+    assert!(users_of(vec![holder("ann", NKEY)], vec![]).starts_with("{nkey: "));
+    let twins = users_of(vec![holder("ann", NKEY), holder("bob", NKEY)], vec![]);
+    assert!(!twins.contains("{nkey: ") && twins.contains("nats_users/bob"), "{twins}");
+
+    let policy = Policy { reserved: [NKEY.to_owned()].into(), ..policy() };
+    let snapshot = Snapshot { users: vec![holder("ann", NKEY), holder("bob", "")], roles: vec![] };
+    let (desired, findings) = Desired::new(&snapshot, &policy);
+    assert_eq!(Vec::from_iter(desired.users.keys()), ["bob"]);
+    assert_eq!(findings[0].problem, Problem::NameReserved);
+}
+
+#[test]
 fn an_unknown_connection_type_never_means_any() {
     let types = |types: Value| {
         users_of(vec![user("u", json!({"username": "ann", "types": types}))], vec![])
@@ -437,6 +451,9 @@ fn a_file_that_is_not_just_what_we_write_is_not_taken_for_it() {
         whole.replace("\"PUBLIC.>\"\n", "[]\n"),
         whole.replace("publish = \"PUBLIC.>\"\n", ""),
         whole.replace("{user:", "{nme: 1, user:"),
+        whole
+            .replace("    {user:", "    {user: \"u\", password: \"x\"}\n    {user:")
+            .replace("ann", "u"),
         whole.replace("password: \"", "password: $X, p: \""),
     ] {
         assert!(matches!(parse(&edited), Found::Torn(_)), "{edited}");
@@ -478,9 +495,32 @@ fn changes_are_of_meaning() {
     assert!(renamed.is_empty(), "the rights are the same: {renamed}");
     let wider =
         Changes::between(&old, &desired(vec![ann(json!(["r"]))], vec![clerk("clerk", "b")]));
+    assert!(!wider.is_empty());
     assert_eq!(wider.to_string(), "1 role changed (\"CLERK\")");
     let without = Changes::between(&old, &desired(vec![ann(json!([]))], vec![clerk("clerk", "a")]));
     assert_eq!(without.to_string(), "1 user changed (\"ann\"), 1 role removed (\"CLERK\")");
+    for (fields, said) in [
+        (json!({"password": HASH.replace("$10$", "$11$")}), "1 user changed (\"ann\")"),
+        (json!({"types": ["MQTT"]}), "1 user changed (\"ann\")"),
+        (json!({"sub": ["own"]}), "1 user changed (\"ann\"), 1 role removed (\"CLERK\")"),
+    ] {
+        let mut record = json!({"username": "ann", "roles": ["r"]});
+        record.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let other =
+            Changes::between(&old, &desired(vec![user("u", record)], vec![clerk("clerk", "a")]));
+        assert!(!other.is_empty());
+        assert_eq!(other.to_string(), said);
+    }
+    let defaults = Rules {
+        publish: Subjects::new([Subject::everything()].into(), [].into()),
+        ..old.defaults.clone()
+    };
+    for other in [
+        Desired { defaults, ..old.clone() },
+        Desired { login_timeout: Some(Duration::from_secs(1)), ..old.clone() },
+    ] {
+        assert!(!Changes::between(&old, &other).is_empty());
+    }
     let gone = Changes::between(&old, &desired(vec![], vec![]));
     assert_eq!(gone.users_removed, ["ann"]);
 }

@@ -115,6 +115,10 @@ impl Following {
             .await
             .map_err(|_| slow())?
             .map_err(|error| api.failed(error))?;
+        let none = |status: StatusCode| SourceError::NotPocketBase {
+            request: "GET /api/realtime".into(),
+            answer: status.to_string(),
+        };
         let mut decoder = Decoder::default();
         let mut subscribed = false;
         let (mut heard, mut confirmed) = (begun, begun);
@@ -136,7 +140,9 @@ impl Following {
                 }
                 _ = self.token.changed() => return Ok(End::Ours),
             };
-            let Some(chunk) = chunk else { return Ok(End::Theirs) };
+            let Some(chunk) = chunk else {
+                return if subscribed { Ok(End::Theirs) } else { Err(none(stream.status())) };
+            };
             heard = time::Instant::now();
             for event in decoder.feed(&chunk) {
                 if event.name == "PB_CONNECT" {

@@ -145,11 +145,15 @@ fn a_file_that_cannot_be_written_is_said_so_and_nothing_is_lost() {
 
 #[test]
 fn a_record_named_like_an_account_user_blocks_nobody_else() {
-    let (pb, nats, pb_nats) = town(Setup { extra: SYSTEM_ACCOUNT, ..Setup::default() });
-    pb.user("sys", PASSWORD, "");
-    let output = pb_nats.once().success();
-    assert!(output.stderr.contains("finding: ") && output.stderr.contains("\"sys\""), "{output:?}");
-    assert!(nats.accepts("ann", PASSWORD) && !nats.accepts("sys", PASSWORD));
+    let listed = "LIST = [ {user: \"sys\", password: x} ]\naccounts { A { users = $LIST } }\n";
+    for extra in [SYSTEM_ACCOUNT, listed] {
+        let (pb, nats, pb_nats) = town(Setup { extra, ..Setup::default() });
+        pb.user("sys", PASSWORD, "");
+        let output = pb_nats.once().success();
+        let told = output.stderr.contains("finding: ") && output.stderr.contains("\"sys\"");
+        assert!(told, "{output:?}");
+        assert!(nats.accepts("ann", PASSWORD) && !nats.accepts("sys", PASSWORD));
+    }
 }
 
 /// Nothing of somebody else's is ever lost.
@@ -174,7 +178,7 @@ fn a_file_is_adopted_only_if_it_can_be_kept() {
 /// What only nats-server can know is known before anything is renamed.
 #[test]
 fn a_file_that_nats_server_refuses_for_its_own_sake_is_never_in_place() {
-    let extra = "LIST = [ {user: hidden, password: x} ]\naccounts { A { users = $LIST } }\n";
+    let extra = "accounts { A { LIST = [ {user: hidden, password: x} ]\nusers = $LIST } }\n";
     let (pb, nats, pb_nats) = town(Setup { extra, ..Setup::default() });
     pb_nats.once().success();
     let before = fs::metadata(nats.auth_file()).unwrap().ino();
@@ -192,7 +196,7 @@ fn a_file_that_nats_server_refuses_for_its_own_sake_is_never_in_place() {
 /// In `run`, nats-server is asked beside the reload; what it refuses for its own sake goes back.
 #[test]
 fn a_file_refused_after_the_rename_is_taken_back() {
-    let extra = "LIST = [ {user: hidden, password: x} ]\naccounts { A { users = $LIST } }\n";
+    let extra = "accounts { A { LIST = [ {user: hidden, password: x} ]\nusers = $LIST } }\n";
     let (pb, nats, mut pb_nats) = town(Setup { extra, ..Setup::default() });
     pb_nats.set("sync.debounce", "10ms");
     pb_nats.set("nats.reload_timeout", "2s");

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::{
     PB_NATS,
+    middlebox::{Fate, Middlebox},
     support::{Nats, Optional, Pb, PbNats, Process, Signal, Users, eventually, poll, write},
 };
 
@@ -339,6 +340,54 @@ fn hangup_reads_the_settings_again_and_bad_ones_change_nothing() {
     running.signal(Signal::HUP);
     eventually("the new defaults are in force", || bob.may_publish("elsewhere").then_some(()));
     assert!(running.terminate().success());
+}
+
+#[test]
+fn without_a_live_connection_changes_come_with_the_resync_and_that_is_said() {
+    let (pb, nats, mut pb_nats, clerk) = town();
+    let middlebox = Middlebox::start(pb.address(), |head| {
+        if head.contains("/api/realtime") {
+            return Fate::Answer("404 Not Found\n<html>no such page</html>".into());
+        }
+        Fate::Pass
+    });
+    pb_nats.set("pocketbase.url", middlebox.url());
+    pb_nats.set("pocketbase.resync_interval", "1s");
+    let running = pb_nats.run();
+    running.wait_for(|it| it.contains("no live connection") && it.contains("404"));
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+    pb.update("nats_users", &clerk.ann, &json!({"active": false}));
+    eventually("ann is out", || (!nats.accepts("ann", PASSWORD)).then_some(()));
+}
+
+#[test]
+fn a_burst_that_never_ends_is_not_waited_for() {
+    let (pb, nats, mut pb_nats, clerk) = town();
+    pb_nats.set("sync.debounce", "1s");
+    pb_nats.set("sync.max_wait", "2s");
+    let _running = pb_nats.run();
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+    pb.user("bob", PASSWORD, "");
+    eventually("bob is let in while there is more to come", || {
+        pb.update("nats_roles", &clerk.role, &json!({"name": "clerk"}));
+        nats.accepts("bob", PASSWORD).then_some(())
+    });
+}
+
+/// What a server ran while its config left the file out says nothing of the file.
+#[test]
+fn a_main_config_that_is_mended_is_loaded() {
+    let (_pb, nats, mut pb_nats, _) = town();
+    pb_nats.set("pocketbase.resync_interval", "1s");
+    let running = pb_nats.run();
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+    let good = fs::read_to_string(nats.config_file()).unwrap();
+    write(nats.config_file(), &good.replace("include \"auth.conf\"", ""));
+    nats.reload().unwrap();
+    assert!(!nats.accepts("ann", PASSWORD) && !nats.is_open());
+    running.wait_for(|it| it.contains("does not include the auth file"));
+    write(nats.config_file(), &good);
+    eventually("ann is let in again", || nats.accepts("ann", PASSWORD).then_some(()));
 }
 
 #[test]
