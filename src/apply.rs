@@ -10,6 +10,7 @@ use std::{
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
     process::Stdio,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -40,6 +41,7 @@ pub struct AuthFile {
     server_binary: PathBuf,
     /// The main config and nats-server that the last whole check was made with.
     checked_with: Option<(MainConfig, String)>,
+    asked: Option<Asked>,
     judge: Option<Judge>,
 }
 
@@ -79,7 +81,18 @@ pub struct Applied {
     pub hash: String,
     judge: Option<Judge>,
     main_config: Option<PathBuf>,
-    digest: OnceCell<Result<Option<Digest>, String>>,
+    said: Arc<OnceCell<Verdict>>,
+}
+
+/// The digest of a config, or why nats-server refuses it.
+type Verdict = Result<Option<Digest>, String>;
+
+/// What nats-server was asked about, so that it need not think about the same again.
+#[derive(Debug)]
+struct Asked {
+    hash: String,
+    with: Option<(MainConfig, Judge)>,
+    said: Arc<OnceCell<Verdict>>,
 }
 
 /// nats-server's own fingerprint of a whole config, includes resolved.
@@ -171,6 +184,7 @@ impl AuthFile {
             main_config: options.nats.config_file.clone(),
             server_binary: options.nats.server_binary.clone(),
             checked_with: None,
+            asked: None,
             judge: None,
         }
     }
@@ -362,7 +376,7 @@ impl AuthFile {
     }
 
     fn applied(
-        &self,
+        &mut self,
         changed: bool,
         text: &str,
         stamp: Option<String>,
@@ -370,6 +384,19 @@ impl AuthFile {
     ) -> Result<Applied, ApplyError> {
         let written = fs::metadata(&self.path).and_then(|it| it.modified());
         let hash = hash(text);
+        let main = self.main_config()?;
+        let main_changed = main.as_ref().map(MainConfig::changed);
+        let with = main.zip(judge.clone());
+        let said = match &self.asked {
+            // A refusal may have had to do with more than these.
+            Some(it)
+                if it.hash == hash && it.with == with && !matches!(it.said.get(), Some(Err(_))) =>
+            {
+                Arc::clone(&it.said)
+            }
+            _ => Arc::default(),
+        };
+        self.asked = Some(Asked { hash: hash.clone(), with, said: Arc::clone(&said) });
         // Whoever cannot read it has to prove more again, and that is all.
         let noted = fs::read_to_string(self.beside("proven")).unwrap_or_default();
         let proven = noted.strip_prefix(&hash).map(|it| it.lines().skip(1).map(str::to_owned));
@@ -377,12 +404,12 @@ impl AuthFile {
             changed,
             written: written.map_err(|err| self.io("read", err))?,
             stamp,
-            main_changed: self.main_config()?.map(|it| it.changed()),
+            main_changed,
             proven: proven.map(Iterator::collect).unwrap_or_default(),
             hash,
             judge,
             main_config: self.main_config.clone(),
-            digest: OnceCell::new(),
+            said,
         })
     }
 
@@ -605,18 +632,18 @@ impl Applied {
     /// `None` if it cannot be asked, refuses the config, or prints no digest (before 2.11).
     pub async fn digest(&self) -> Option<Digest> {
         let (judge, config) = (self.judge.as_ref()?, self.main_config.as_ref()?);
-        let said = self.digest.get_or_init(|| judge.ask(config)).await;
+        let said = self.said.get_or_init(|| judge.ask(config)).await;
         said.as_ref().ok().cloned().flatten()
     }
 
     /// What nats-server said if it refused the main config as it is on disk.
     pub fn refusal(&self) -> Option<&str> {
-        self.digest.get()?.as_ref().err().map(String::as_str)
+        self.said.get()?.as_ref().err().map(String::as_str)
     }
 }
 
 /// The nats-server program that judges configs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Judge {
     program: PathBuf,
     modified: SystemTime,
@@ -633,7 +660,7 @@ impl Judge {
     }
 
     /// The digest of the config, or why it is refused.
-    async fn ask(&self, config: &Path) -> Result<Option<Digest>, String> {
+    async fn ask(&self, config: &Path) -> Verdict {
         let output = run(&self.program, &["-t".as_ref(), "-c".as_ref(), config.as_ref()])
             .await
             .map_err(|err| format!("{}: {err}", self.program.display()))?;

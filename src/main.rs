@@ -452,9 +452,10 @@ fn start_logging(cli: &Cli) -> anyhow::Result<()> {
     let wanted = env::var("RUST_LOG").unwrap_or_default();
     let filter = if wanted.is_empty() {
         EnvFilter::new(match (cli.quiet, cli.verbose) {
-            (true, _) => "warn",
-            (false, 0) => "warn,pb_nats=info",
-            (false, 1) => "warn,pb_nats=debug",
+            // What the client of the system account has to say, our own errors say better.
+            (true, _) => "warn,async_nats=off",
+            (false, 0) => "warn,async_nats=off,pb_nats=info",
+            (false, 1) => "warn,async_nats=off,pb_nats=debug",
             (false, _) => "debug,pb_nats=trace",
         })
     } else {

@@ -20,7 +20,7 @@ use crate::{
     apply::{Applied, Digest},
     options::NatsOptions,
 };
-use ask::{Answer, Ask, Breadth};
+use ask::{Answer, Ask};
 use reload::{Order, Reload};
 
 pub use ask::Running;
@@ -49,7 +49,8 @@ pub struct Servers {
 /// What became of one server.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Its name; or, where that is not known, its address or the setting that stands for it.
+    /// Its name in the cluster, or the address that was asked; with nobody to ask, the reload command
+    /// or pid file.
     pub server: String,
     /// Its version, if it could be asked.
     pub version: Option<String>,
@@ -186,7 +187,7 @@ impl Servers {
 
     /// What each server runs now, or why it cannot be asked. Empty: there is no way to ask.
     pub async fn running(&mut self) -> Vec<Result<Running, ServerError>> {
-        let answers = self.look(LOOK, Breadth::Everyone).await;
+        let answers = self.look(LOOK).await;
         answers.into_iter().map(|answer| answer.running).collect()
     }
 
@@ -202,7 +203,7 @@ impl Servers {
 
     /// Which servers run the file now. None is told to reload.
     pub async fn survey(&mut self, file: &Applied) -> Vec<Outcome> {
-        let answers = self.look(LOOK, Breadth::Everyone).await;
+        let answers = self.look(LOOK).await;
         let digest = digest(file, self.timeout).await;
         let wanted = Wanted { file, digest, ordered: None };
         self.turn_to(file, &answers);
@@ -220,7 +221,7 @@ impl Servers {
         {
             return false;
         }
-        let answers = self.look(GLANCE, Breadth::Everyone).await;
+        let answers = self.look(GLANCE).await;
         let knows = |it: &Answer| {
             it.running.as_ref().is_ok_and(|it| !it.other_metadata && since_2_12(&it.version))
         };
@@ -234,7 +235,7 @@ impl Servers {
     pub async fn converge(&mut self, file: &Applied) -> Vec<Outcome> {
         let mut wanted = Wanted { file, digest: None, ordered: None };
         let patience = if file.changed { GLANCE } else { LOOK };
-        let mut answers = self.look(patience, Breadth::Everyone).await;
+        let mut answers = self.look(patience).await;
         self.turn_to(file, &answers);
         if !file.changed {
             wanted.digest = digest(file, self.timeout).await;
@@ -243,7 +244,7 @@ impl Servers {
 
         let stale: Vec<&Running> = answers
             .iter()
-            .filter_map(|it| it.running.as_ref().ok())
+            .filter_map(Answer::ok)
             .filter(|it| self.known(it).proven.is_none())
             .collect();
         // Who cannot be asked is told once, since nobody knows what it runs.
@@ -257,7 +258,7 @@ impl Servers {
         let deadline = begun + self.timeout;
         wanted.ordered = Some(SystemTime::now());
         let order = self.reload.order(&mut self.ask, &stale, deadline);
-        let orders = if file.changed {
+        let mut orders = if file.changed {
             // `nats-server -t` is slow with many users; the servers load the file meanwhile.
             let (orders, digest) = tokio::join!(order, digest(file, self.timeout));
             wanted.digest = digest;
@@ -272,9 +273,16 @@ impl Servers {
         let mut pause = Duration::from_millis(1);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            answers = self.look(GLANCE, Breadth::Cluster).await;
+            answers = self.look(GLANCE).await;
             for id in self.judge(&answers, &wanted) {
                 took.insert(id, begun.elapsed());
+            }
+            if !self.reload.reaches_the_silent() {
+                let late = answers.iter().filter_map(Answer::ok).filter(|it| {
+                    self.known(it).proven.is_none() && orders.iter().all(|to| to.target != it.id)
+                });
+                let late: Vec<&Running> = late.collect();
+                orders.extend(self.reload.order(&mut self.ask, &late, deadline).await);
             }
             let settled = |answer: &Answer| match &answer.running {
                 Ok(it) => self.known(it).proven.is_some() || refusal(&orders, &it.id).is_some(),
@@ -290,13 +298,10 @@ impl Servers {
     }
 
     /// Asks every server, and notices which are new, restarted or missing.
-    async fn look(&mut self, patience: Duration, breadth: Breadth) -> Vec<Answer> {
-        let mut answers = self.ask.everyone(patience, breadth).await;
-        let present: BTreeSet<String> = answers
-            .iter()
-            .filter_map(|it| it.running.as_ref().ok())
-            .map(|it| it.id.clone())
-            .collect();
+    async fn look(&mut self, patience: Duration) -> Vec<Answer> {
+        let mut answers = self.ask.everyone(patience).await;
+        let present: BTreeSet<String> =
+            answers.iter().filter_map(Answer::ok).map(|it| it.id.clone()).collect();
         for answer in &answers {
             let Ok(running) = &answer.running else { continue };
             if let Some(known) = self.known.iter_mut().find(|it| it.id == running.id) {
@@ -318,9 +323,14 @@ impl Servers {
                         || it.missing.get_or_insert_with(Instant::now).elapsed() < ABSENCE
                 });
                 let missing = self.known.iter().filter(|it| !present.contains(&it.id));
-                answers.extend(missing.map(|it| Answer {
-                    server: it.server.clone(),
-                    running: Err(ServerError::Missing { server: it.server.clone() }),
+                let mut missing: Vec<String> = missing.map(|it| it.server.clone()).collect();
+                // One that was busy whenever we looked is in nobody's memory but its cluster's.
+                if ask::unanswered(answers.iter().filter_map(Answer::ok)) > missing.len() {
+                    missing.push("another server of the cluster".into());
+                }
+                answers.extend(missing.into_iter().map(|server| Answer {
+                    running: Err(ServerError::Missing { server: server.clone() }),
+                    server,
                 }));
             }
             Ask::System(_) | Ask::Monitors(_) | Ask::Nothing => (),
@@ -338,7 +348,7 @@ impl Servers {
         self.ordered = false;
         for known in &mut self.known {
             let proven = known.proven.take();
-            let mut running = answers.iter().filter_map(|it| it.running.as_ref().ok());
+            let mut running = answers.iter().filter_map(Answer::ok);
             known.former = match running.find(|it| it.id == known.id) {
                 // It was replaced a moment ago, by us.
                 Some(running) if file.changed => running.config_digest.clone(),
@@ -350,12 +360,11 @@ impl Servers {
     /// Holds every answer against what is wanted. Returns whom that newly proved to run the file.
     fn judge(&mut self, answers: &[Answer], wanted: &Wanted) -> Vec<String> {
         let mut newly = Vec::new();
-        for running in answers.iter().filter_map(|it| it.running.as_ref().ok()) {
+        for running in answers.iter().filter_map(Answer::ok) {
             let known = self.known.iter_mut().find(|it| it.id == running.id);
             let known = known.expect("who answers is known");
             let proven = wanted.proof(known, running);
             if let Some(proven) = &proven {
-                known.former = None;
                 known.comparable |= proven.proof == Proof::Digest;
                 if known.proven.is_none() {
                     newly.push(running.id.clone());

@@ -16,7 +16,7 @@ use super::ServerError;
 use crate::options::{NatsOptions, Secret};
 
 /// How long to wait for servers of other clusters, of which nobody knows how many there are.
-const QUIET: Duration = Duration::from_millis(250);
+const QUIET: Duration = Duration::from_millis(500);
 
 /// Whom to ask what the servers run.
 #[derive(Debug)]
@@ -27,15 +27,6 @@ pub(super) enum Ask {
     Monitors(Vec<Monitor>),
     /// Nobody.
     Nothing,
-}
-
-/// Whose answers to wait for.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Breadth {
-    /// Every server of this cluster.
-    Cluster,
-    /// Those of other clusters, too.
-    Everyone,
 }
 
 /// One server's answer.
@@ -120,9 +111,9 @@ impl Ask {
     }
 
     /// Every server's answer.
-    pub(super) async fn everyone(&mut self, patience: Duration, breadth: Breadth) -> Vec<Answer> {
+    pub(super) async fn everyone(&mut self, patience: Duration) -> Vec<Answer> {
         match self {
-            Ask::System(system) => match system.everyone(patience, breadth).await {
+            Ask::System(system) => match system.everyone(patience).await {
                 Ok(all) => {
                     let answer = |it: Running| Answer { server: it.name.clone(), running: Ok(it) };
                     all.into_iter().map(answer).collect()
@@ -142,6 +133,11 @@ impl Ask {
 }
 
 impl Answer {
+    /// What it runs, if it answered.
+    pub(super) fn ok(&self) -> Option<&Running> {
+        self.running.as_ref().ok()
+    }
+
     /// Who answered, if it did.
     pub(super) fn awake(&self) -> Option<String> {
         self.running.is_ok().then(|| self.server.clone())
@@ -177,11 +173,7 @@ impl System {
     /// What every server runs that can be reached.
     ///
     /// Each tells how many others its cluster has, so that we know when all have answered.
-    async fn everyone(
-        &mut self,
-        patience: Duration,
-        breadth: Breadth,
-    ) -> Result<Vec<Running>, ServerError> {
+    async fn everyone(&mut self, patience: Duration) -> Result<Vec<Running>, ServerError> {
         let deadline = Instant::now() + patience;
         let client = self.client(deadline).await?;
         let mut answers = Vec::new();
@@ -195,11 +187,9 @@ impl System {
                 .await
                 .map_err(|_| lost())?;
             loop {
-                let quiet = match breadth {
-                    Breadth::Everyone if answers.iter().any(|it: &Running| it.gateways) => QUIET,
-                    Breadth::Everyone | Breadth::Cluster => Duration::ZERO,
-                };
-                let next = if complete(&answers) {
+                let alone = !answers.iter().any(|it: &Running| it.gateways);
+                let quiet = if alone { Duration::ZERO } else { QUIET };
+                let next = if !answers.is_empty() && unanswered(answers.iter()) == 0 {
                     match time::timeout(quiet, replies.next()).await {
                         Ok(next) => next,
                         Err(_elapsed) => return Ok(()),
@@ -431,8 +421,13 @@ fn timestamp<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D
     timestamp.try_into().map_err(de::Error::custom)
 }
 
-/// Whether as many have answered as each says there are in its cluster.
-fn complete(answers: &[Running]) -> bool {
-    let answered = |cluster: &str| answers.iter().filter(|it| it.cluster == cluster).count();
-    !answers.is_empty() && answers.iter().all(|it| answered(&it.cluster) > it.remotes)
+/// How many more servers there are in their clusters than these.
+pub(super) fn unanswered<'a>(answers: impl Iterator<Item = &'a Running>) -> usize {
+    let mut clusters = BTreeMap::<&str, (usize, usize)>::new();
+    for running in answers {
+        let (answered, size) = clusters.entry(&running.cluster).or_default();
+        *answered += 1;
+        *size = (*size).max(running.remotes + 1);
+    }
+    clusters.into_values().map(|(answered, size)| size.saturating_sub(answered)).sum()
 }

@@ -137,8 +137,8 @@ pub enum ServerError {
         /// Where.
         address: String,
     },
-    /// It was there before; the other servers say that it is not in the cluster now.
-    #[error("{server} does not answer any more; its cluster is without it")]
+    /// Its cluster has it, or had it a while ago. It did not answer with the others.
+    #[error("{server} does not answer")]
     Missing {
         /// Whom.
         server: String,

@@ -161,7 +161,7 @@ fn a_record_named_like_an_account_user_blocks_nobody_else() {
 fn a_file_is_adopted_only_if_it_can_be_kept() {
     let (_pb, nats, mut pb_nats) = town(Setup::default());
     let theirs = b"authorization { users = [ {user: \xfftheirs, password: theirs} ] }\n";
-    fs::write(nats.auth_file(), theirs).unwrap();
+    write(nats.auth_file(), theirs);
     pb_nats.set("auth_file.create_backups", false);
     pb_nats.set("auth_file.backup_dir", "token/none");
     let refused = pb_nats.command(&["once", "--adopt"]).exits(1);
@@ -255,7 +255,7 @@ fn a_main_config_that_is_broken_elsewhere_keeps_nobody_in() {
     let bob = pb.user("bob", PASSWORD, "");
     pb_nats.once().success();
     let good = fs::read_to_string(nats.config_file()).unwrap();
-    write(nats.config_file(), &format!("{good}\nno_such_setting: 1\n"));
+    write(nats.config_file(), format!("{good}\nno_such_setting: 1\n"));
     pb.update("nats_users", &bob, &json!({"active": false}));
     let failed = pb_nats.once().exits(1);
     assert!(
@@ -273,7 +273,7 @@ fn a_main_config_that_is_broken_elsewhere_keeps_nobody_in() {
 fn a_main_config_that_does_not_use_the_file_is_named() {
     let (_pb, nats, pb_nats) = town(Setup::default());
     let good = fs::read_to_string(nats.config_file()).unwrap();
-    write(nats.config_file(), &good.replace("include \"auth.conf\"", ""));
+    write(nats.config_file(), good.replace("include \"auth.conf\"", ""));
     let without = pb_nats.once().exits(1);
     assert!(without.stderr.contains("does not include the auth file"), "{without:?}");
     assert!(
@@ -281,7 +281,7 @@ fn a_main_config_that_does_not_use_the_file_is_named() {
     );
     write(
         nats.config_file(),
-        &format!("{good}\nauthorization {{ users = [ {{user: late, password: late}} ] }}\n"),
+        format!("{good}\nauthorization {{ users = [ {{user: late, password: late}} ] }}\n"),
     );
     let overridden = pb_nats.once().exits(1);
     assert!(overridden.stderr.contains("stands behind the include"), "{overridden:?}");

@@ -279,7 +279,7 @@ fn a_plan_names_a_main_config_that_does_not_use_the_file() {
     let (_pb, nats, pb_nats, _) = town();
     pb_nats.once().success();
     let good = fs::read_to_string(nats.config_file()).unwrap();
-    write(nats.config_file(), &good.replace("include \"auth.conf\"", ""));
+    write(nats.config_file(), good.replace("include \"auth.conf\"", ""));
     nats.reload().unwrap();
     let plan = pb_nats.command(&["plan"]);
     assert!(!plan.stdout.contains("in step, shown"), "{plan:?}");
@@ -384,7 +384,7 @@ fn a_main_config_that_is_mended_is_loaded() {
     let running = pb_nats.run();
     eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
     let good = fs::read_to_string(nats.config_file()).unwrap();
-    write(nats.config_file(), &good.replace("include \"auth.conf\"", ""));
+    write(nats.config_file(), good.replace("include \"auth.conf\"", ""));
     nats.reload().unwrap();
     assert!(!nats.accepts("ann", PASSWORD) && !nats.is_open());
     running.wait_for(|it| it.contains("does not include the auth file"));

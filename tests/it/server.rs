@@ -6,9 +6,9 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpListener,
     path::Path,
-    process::{Command, Stdio},
+    process::Command,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pb_nats::{
@@ -160,7 +160,7 @@ fn loaded(nats: &Nats) -> Value {
 /// Adds a line to the main config, as an operator would who has not reloaded yet.
 fn edit(nats: &Nats, line: &str) -> String {
     let before = fs::read_to_string(nats.config_file()).unwrap();
-    write(nats.config_file(), &format!("{line}\n{before}"));
+    write(nats.config_file(), format!("{line}\n{before}"));
     before
 }
 
@@ -199,6 +199,21 @@ async fn a_server_proves_by_its_stamp_that_it_runs_the_file() {
     let before = loaded(&nats);
     assert_eq!(proof(&house.unchanged().await), Proof::Stamp);
     assert_eq!(loaded(&nats), before);
+
+    house.again(nats.dir(), |it| {
+        it.pid_file.clear();
+        it.reload_command = Some("true".into());
+        it.reload_timeout = NO_TIME;
+    });
+    let applied = house.write(&["bob"]).await;
+    why(&house.converge(&applied).await);
+    // Loaded later than the file was replaced, but without it.
+    let file = fs::read_to_string(nats.auth_file()).unwrap();
+    nats.load("").unwrap();
+    write(nats.auth_file(), &file);
+    fs::File::open(nats.auth_file()).unwrap().set_modified(applied.written).unwrap();
+    why(&house.unchanged().await);
+    assert!(!nats.accepts("bob", "bob"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -220,31 +235,68 @@ async fn a_server_without_digests_proves_by_its_load_time_that_it_runs_the_file(
 /// server runs the former file all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_reload_that_began_before_the_file_was_replaced_proves_nothing() {
-    const CLIENTS: usize = 12;
+    for (version, config, by, expected) in [
+        (None, true, by_signal as fn(&mut NatsOptions, &Nats), Proof::Digest),
+        (None, true, by_system, Proof::Digest),
+        // Nothing but the load time is left to go by.
+        (None, false, by_signal, Proof::LoadTime),
+        (Some("2.10.26"), true, by_signal, Proof::LoadTime),
+    ] {
+        let nats = Nats::with(Setup { version, extra: SYSTEM_ACCOUNT, ..Setup::default() });
+        let mut house = House::of(&nats, |it| by(it, &nats));
+        if !config {
+            house.options.nats.config_file = None;
+            house.file = AuthFile::new(&house.options);
+        }
+        let mut desired = letting_in(&["ann"]);
+        let costly = bcrypt::hash("busy", 10).unwrap();
+        let busy = Credential::Password(PasswordHash(costly));
+        let busy = User { credential: busy, grant: Grant::Defaults, connection_types: [].into() };
+        desired.users.insert("busy".into(), busy);
+        let applied = house.hold(&desired).await;
+        house.servers.converge(&applied).await;
+        let _clients: Vec<_> = (0..12).map(|_| nats.client("busy", "busy")).collect();
+
+        let (before, log) = (nats.varz(), nats.log().len());
+        if config {
+            // Then not even the digest is the former one.
+            edit(&nats, "max_payload: 1000000");
+        }
+        nats.signal(Signal::HUP);
+        eventually("it reads the file", || (!nats.log()[log..].is_empty()).then_some(()));
+        desired.users.remove("ann");
+        let applied = house.hold(&desired).await;
+        let load_time = &before["config_load_time"];
+        assert_eq!(loaded(&nats), *load_time, "the first reload was too fast for this test");
+        let digest = &before["config_digest"];
+        if digest.is_null() {
+            // Only the order tells this reload from ours, so it has to come first.
+            eventually("it ends", || (loaded(&nats) != *load_time).then_some(()));
+        }
+        let between = loaded(&nats);
+        assert_eq!(proof(&house.servers.converge(&applied).await), expected);
+        assert_ne!(loaded(&nats), between);
+        assert!(digest.is_null() || nats.varz()["config_digest"] != *digest, "it is the former");
+        assert!(!nats.accepts("ann", "ann"));
+    }
+}
+
+/// Then the digest stays as it was, and only one more reload tells that it was read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_file_that_says_the_same_again_is_proven_by_the_second_reload() {
     let nats = Nats::start();
     let mut house = House::of(&nats, by_pid_file(&nats));
-    // Nothing but the load time is left to go by.
-    house.options.nats.config_file = None;
+    house.again(nats.dir(), |it| {
+        it.config_file = None;
+        it.reload_timeout = Duration::from_secs(2);
+    });
     house.file = AuthFile::new(&house.options);
-    let mut desired = letting_in(&["ann"]);
-    let costly = bcrypt::hash("busy", 10).unwrap();
-    let busy = Credential::Password(PasswordHash(costly));
-    let busy = User { credential: busy, grant: Grant::Defaults, connection_types: [].into() };
-    desired.users.insert("busy".into(), busy);
+    let desired = letting_in(&["ann"]);
     let applied = house.hold(&desired).await;
-    house.servers.converge(&applied).await;
-    let _clients: Vec<_> = (0..CLIENTS).map(|_| nats.client("busy", "busy")).collect();
-
-    let before = loaded(&nats);
-    let log = nats.log().len();
-    nats.signal(Signal::HUP);
-    eventually("it reads the file", || (!nats.log()[log..].is_empty()).then_some(()));
-    desired.users.remove("ann");
+    assert_eq!(proof(&house.servers.converge(&applied).await), Proof::LoadTime);
     let applied = house.hold(&desired).await;
-    assert_eq!(loaded(&nats), before, "the first reload was too fast for this test");
-    let outcomes = house.servers.converge(&applied).await;
-    assert_eq!(proof(&outcomes), Proof::LoadTime);
-    assert!(!nats.accepts("ann", "ann"), "it was taken for the new file");
+    why(&house.servers.converge(&applied).await);
+    assert_eq!(proof(&house.unchanged().await), Proof::LoadTime);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -271,6 +323,33 @@ async fn every_server_of_a_cluster_is_reloaded_over_the_system_account() {
     }
 }
 
+/// Nobody tells how many other clusters there are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn servers_of_other_clusters_are_reloaded_too() {
+    let gateway = free_address();
+    let near = format!("gateway {{ name: near, listen: \"{gateway}\" }}\n{SYSTEM_ACCOUNT}");
+    let near = Nats::with(Setup { extra: &near, ..Setup::default() });
+    let far = format!(
+        "server_name: far-server\ngateway {{ name: far, listen: \"127.0.0.1:-1\", \
+         gateways: [ {{name: near, urls: [\"nats://{gateway}\"]}} ] }}\n{SYSTEM_ACCOUNT}"
+    );
+    let far = Nats::with(Setup { extra: &far, ..Setup::default() });
+    fs::remove_file(far.auth_file()).unwrap();
+    std::os::unix::fs::symlink(near.auth_file(), far.auth_file()).unwrap();
+    let mut house = House::of(&near, by_system_account(&near));
+    eventually("they find each other", || {
+        let answer = near.system().request("$SYS.REQ.SERVER.PING.GATEWAYZ", b"", SOON)?;
+        let answer: Value = serde_json::from_slice(&answer.payload).ok()?;
+        answer["data"]["outbound_gateways"].get("far").map(|_| ())
+    });
+    for user in ["ann", "bob"] {
+        let outcomes = house.changed(&[user]).await;
+        assert_eq!(in_step(&outcomes).len(), 2, "{outcomes:#?}");
+        assert!(near.accepts(user, user) && far.accepts(user, user));
+        assert!(outcomes.iter().all(|it| it.took.unwrap() < SOON));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_server_that_left_its_cluster_is_missed_until_it_is_back() {
     let setup = Setup { extra: SYSTEM_ACCOUNT, ..Setup::default() };
@@ -279,7 +358,9 @@ async fn a_server_that_left_its_cluster_is_missed_until_it_is_back() {
     house.changed(&["ann"]).await;
 
     nats[2].kill();
+    let begun = Instant::now();
     let outcomes = house.changed(&["bob"]).await;
+    assert!(begun.elapsed() < SOON, "the others waited for it");
     assert_eq!(in_step(&outcomes), ["nats-server-1", "nats-server-2"]);
     assert_eq!(outcomes[2].server, "nats-server-3");
     let State::NotInStep { why } = &outcomes[2].state else { panic!("{outcomes:#?}") };
@@ -291,6 +372,40 @@ async fn a_server_that_left_its_cluster_is_missed_until_it_is_back() {
     let outcomes = house.unchanged().await;
     assert_eq!(in_step(&outcomes).len(), 3, "{outcomes:#?}");
     assert_eq!(outcomes.len(), 3, "{outcomes:#?}");
+}
+
+/// One that has never answered may run anything; its cluster tells that it is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_server_that_is_busy_whenever_it_is_asked_is_not_overlooked() {
+    let nats = Nats::cluster(3, Setup { extra: SYSTEM_ACCOUNT, ..Setup::default() });
+    let mut house = House::of(&nats[0], by_system_account(&nats[0]));
+    nats[2].signal(Signal::STOP);
+    let outcomes = house.changed(&["ann"]).await;
+    assert_eq!(in_step(&outcomes), ["nats-server-1", "nats-server-2"]);
+    assert_eq!(outcomes.len(), 3, "{outcomes:#?}");
+    nats[2].signal(Signal::CONT);
+    let outcomes = house.unchanged().await;
+    assert_eq!(in_step(&outcomes).len(), 3, "{outcomes:#?}");
+    assert!(nats[2].accepts("ann", "ann"));
+
+    // Awake again when the others have their orders, it gets its own in the same pass.
+    house.again(nats[0].dir(), |_| ());
+    let mut spy = nats[0].system();
+    spy.subscribe("$SYS.REQ.SERVER.*.RELOAD");
+    spy.flush().unwrap();
+    nats[2].signal(Signal::STOP);
+    let applied = house.write(&["bob"]).await;
+    let outcomes = thread::scope(|scope| {
+        scope.spawn(|| {
+            spy.next(SOON);
+            nats[2].signal(Signal::CONT);
+        });
+        tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(house.converge(&applied))
+        })
+    });
+    assert_eq!(in_step(&outcomes).len(), 3, "{outcomes:#?}");
+    assert!(nats[2].accepts("bob", "bob") && !nats[2].accepts("ann", "ann"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -406,15 +521,15 @@ async fn nobody_but_a_nats_server_is_signalled() {
         eventually("it ends", || ended.ended());
         ended.pid()
     };
-    // The signal would reach the shell that runs it.
-    let script = nats.dir().join("nats-server.sh");
-    write(&script, "read line");
-    let script = Process::start(Command::new("sh").arg(&script).stdin(Stdio::piped()));
+    // A name is not enough: a script has one, and it is its shell that would be signalled.
+    let named = nats.dir().join("nats-server");
+    std::os::unix::fs::symlink("/bin/sleep", &named).unwrap();
+    let named = Process::start(Command::new(&named).arg("1000"));
 
     let pid_file = nats.dir().join("a.pid");
     for (text, complaint) in [
         (sleep.pid().to_string(), "is `sleep`, not a nats-server"),
-        (script.pid().to_string(), "not a nats-server"),
+        (named.pid().to_string(), "not a nats-server"),
         (gone.to_string(), "does not exist"),
         (std::process::id().to_string(), "is pb-nats itself"),
         ("1".into(), "process 1,"),
@@ -432,7 +547,7 @@ async fn nobody_but_a_nats_server_is_signalled() {
     house.again(nats.dir(), |it| it.pid_file = vec![nats.dir().join("none.pid")]);
     let said = why(&house.unchanged().await);
     assert!(said.contains("none.pid") && said.contains("written at its start"), "{said}");
-    assert!(sleep.ended().is_none() && script.ended().is_none());
+    assert!(sleep.ended().is_none() && named.ended().is_none());
     assert!(nats.accepts("ann", "ann"));
 
     house.again(nats.dir(), |it| it.pid_file = vec![nats.pid_file()]);
@@ -449,10 +564,6 @@ async fn without_anybody_to_ask_an_order_is_given_once_and_nothing_is_claimed() 
     assert!(is_unverified(&house.unchanged().await));
     eventually("it is reloaded", || nats.accepts("ann", "ann").then_some(()));
 
-    let before = loaded(&nats);
-    assert!(is_unverified(&house.unchanged().await));
-    assert_eq!(loaded(&nats), before);
-
     assert!(is_unverified(&house.changed(&["bob"]).await));
     eventually("it is reloaded", || nats.accepts("bob", "bob").then_some(()));
 
@@ -463,6 +574,14 @@ async fn without_anybody_to_ask_an_order_is_given_once_and_nothing_is_claimed() 
     fs_err::rename(nats.dir().join("away"), nats.pid_file()).unwrap();
     assert!(is_unverified(&house.unchanged().await));
     eventually("it is reloaded", || nats.accepts("eve", "eve").then_some(()));
+
+    house.again(nats.dir(), |it| {
+        it.pid_file.clear();
+        it.reload_command = Some("sh -c 'echo once >>orders'".into());
+    });
+    assert!(is_unverified(&house.unchanged().await));
+    assert!(is_unverified(&house.unchanged().await));
+    assert_eq!(fs::read_to_string(nats.dir().join("orders")).unwrap(), "once\n");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -567,7 +686,9 @@ async fn what_answers_nonsense_is_not_believed_and_keeps_nobody_waiting() {
         let nonsense = addresses.iter().map(|it| format!("http://me:secret@{}/base/", it.0));
         it.monitor_url.extend(nonsense);
     });
+    let begun = Instant::now();
     let outcomes = house.changed(&["ann"]).await;
+    assert!(begun.elapsed() < SOON, "the others waited for it");
     assert_eq!(in_step(&outcomes), [nats.monitor.to_string()]);
     assert!(nats.accepts("ann", "ann"));
     let outcomes: BTreeMap<&str, &State> =
@@ -616,7 +737,7 @@ async fn a_log_in_that_is_refused_is_said_so_and_a_mended_password_is_used() {
     let said = why(&house.unchanged().await);
     assert!(said.contains("cannot connect to the system account"), "{said}");
     assert!(said.contains("the log-in is refused") && !said.contains("wrong-password"), "{said}");
-    write(&password_file, &format!("{}\n", SYSTEM_USER.1));
+    write(&password_file, format!("{}\n", SYSTEM_USER.1));
     proof(&house.unchanged().await);
     assert!(nats.accepts("ann", "ann"));
     assert!(!format!("{:?}", house.servers).contains(SYSTEM_USER.1));
@@ -656,6 +777,10 @@ async fn a_server_tells_what_it_runs() {
 
 fn by_monitor(options: &mut NatsOptions, nats: &Nats) {
     options.monitor_url = vec![nats.monitor_url()];
+}
+
+fn by_signal(options: &mut NatsOptions, nats: &Nats) {
+    by_pid_file(nats)(options);
 }
 
 fn by_system(options: &mut NatsOptions, nats: &Nats) {

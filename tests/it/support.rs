@@ -79,7 +79,7 @@ pub(crate) fn http() -> &'static Agent {
 }
 
 /// Makes a file hold `text`.
-pub(crate) fn write(path: impl AsRef<Path>, text: &str) {
+pub(crate) fn write(path: impl AsRef<Path>, text: impl AsRef<[u8]>) {
     let path = path.as_ref();
     #[expect(clippy::disallowed_methods, reason = "these files have no reader yet")]
     fs::write(path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));

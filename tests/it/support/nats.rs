@@ -112,7 +112,7 @@ impl Nats {
     /// Starts the server again, at the addresses it had.
     pub(crate) fn resume(&mut self) {
         self.process = None;
-        write(self.config_file(), &self.config());
+        write(self.config_file(), self.config());
         let log = fs::File::options().append(true).create(true).open(self.path("log"));
         let mut command = Command::new(&self.binary);
         command.arg("-c").arg(self.config_file()).stdin(Stdio::null()).stdout(Stdio::null());
