@@ -95,6 +95,9 @@ pub enum ReconcileError {
     /// The file is right, but a server does not run it.
     #[error("not in force on every server: {}", told(.0))]
     Servers(Vec<Outcome>),
+    /// The file is right, but which main config a server loaded with it is not known.
+    #[error("the main config was changed during the pass")]
+    MainConfigChanged,
     /// The file is right, but nats-server does not take its users from it.
     #[error("{0}")]
     Placement(Placement),
@@ -197,9 +200,9 @@ impl<S: Source> Reconciler<S> {
 
         let servers = self.servers.converge(&applied).await;
         self.file.take_back(&applied, &current.text).await?;
-        if let Some(misplaced) = misplaced(main_config.as_ref()) {
+        if let Err(error) = self.placed(main_config.as_ref()) {
             self.servers.forget();
-            return Err(ReconcileError::Placement(misplaced));
+            return Err(error);
         }
         self.file.remember(&applied, &self.servers.proven());
         if servers.iter().any(|it| matches!(it.state, State::NotInStep { .. })) {
@@ -263,6 +266,15 @@ impl<S: Source> Reconciler<S> {
         let events = Event::between(look, snapshot);
         // If nothing happened, then the file was edited, and is put right.
         events.is_empty() || events.iter().any(|it| filter.0(it))
+    }
+
+    /// Fails if nats-server does not take its users from the auth file, or nobody knows: what was
+    /// proven is then no proof.
+    fn placed(&self, main_config: Option<&MainConfig>) -> Result<(), ReconcileError> {
+        if self.file.main_config()?.as_ref() != main_config {
+            return Err(ReconcileError::MainConfigChanged);
+        }
+        misplaced(main_config).map_or(Ok(()), |it| Err(ReconcileError::Placement(it)))
     }
 
     /// Whether servers should show by their metadata that they run the file: where their digest
@@ -421,6 +433,7 @@ impl ReconcileError {
                 State::NotInStep { why } => why.hint(),
                 State::InStep { .. } | State::Unverified { .. } => None,
             }),
+            ReconcileError::MainConfigChanged => Some("look again: `pb-nats once`".to_owned()),
             ReconcileError::Placement(_) => Some(Placement::HINT.to_owned()),
         }
     }
