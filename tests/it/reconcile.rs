@@ -419,7 +419,7 @@ fn metadata_of_the_operators_own_is_never_lost() {
     // It is in the file, and no server has loaded it yet.
     let (_pb, nats, pb_nats) = town("");
     let config = fs::read_to_string(nats.config_file()).unwrap();
-    write(nats.config_file(), &format!("{metadata}{config}"));
+    write(nats.config_file(), format!("{metadata}{config}"));
     pb_nats.once().success();
     assert!(!stamped(&nats));
 }
