@@ -178,42 +178,76 @@ impl<S: Source> Reconciler<S> {
         let begun = Instant::now();
         // First: else another pass could write what is newer than this look.
         let _lock = self.file.lock_for_a_pass().await?;
-        let snapshot = self.source.snapshot().await?;
+        let snapshot = self.source.snapshot().await;
         let current = self.file.read(consent.adopt)?; // refuses a file that we did not write
         let main_config = self.file.main_config()?;
-        let mut plan = self.decide(&snapshot, &current, main_config.as_ref());
+        let snapshot = match snapshot {
+            Ok(snapshot) => snapshot,
+            Err(error) => {
+                return Err(self.keep(&current, main_config.as_ref(), error.into()).await);
+            }
+        };
+        let plan = self.decide(&snapshot, &current, main_config.as_ref());
         self.note(&plan.findings);
 
         let wanted = plan.write && (current.desired.is_none() || self.wanted(&snapshot));
-        // What is held back keeps no server from the file as it is.
-        let refused = plan.refused.take().filter(|_| wanted && !consent.removals);
-        let write = wanted && refused.is_none();
-        let applied = if write {
+        if let Some(refused) = plan.refused.filter(|_| wanted && !consent.removals) {
+            return Err(self.keep(&current, main_config.as_ref(), refused.into()).await);
+        }
+        let applied = if wanted {
             let stamped = self.stamped(main_config.as_ref()).await;
             self.file.replace(&plan.desired, &current.text, stamped).await?
         } else {
             self.file.as_it_is(&current.text).await?
         };
-        if write || !plan.write {
+        if wanted || !plan.write {
             self.look = self.filter.is_some().then_some(snapshot);
         }
 
-        let servers = self.servers.converge(&applied).await;
-        self.file.take_back(&applied, &current.text).await?;
-        if let Err(error) = self.placed(main_config.as_ref()) {
+        let servers = self.enforce(&applied, &current, main_config.as_ref()).await?;
+        tell(&plan.changes, &applied, &servers, begun.elapsed());
+        let changes = wanted.then_some(plan.changes);
+        Ok(Converged { changes, users: plan.desired.users.len(), servers })
+    }
+
+    /// Makes every server run the file, and fails unless each that can be asked does.
+    async fn enforce(
+        &mut self,
+        applied: &Applied,
+        former: &Current,
+        main_config: Option<&MainConfig>,
+    ) -> Result<Vec<Outcome>, ReconcileError> {
+        let servers = self.servers.converge(applied).await;
+        self.file.take_back(applied, &former.text).await?;
+        if let Err(error) = self.placed(main_config) {
             self.servers.forget();
             return Err(error);
         }
-        self.file.remember(&applied, &self.servers.proven());
+        self.file.remember(applied, &self.servers.proven());
         if servers.iter().any(|it| matches!(it.state, State::NotInStep { .. })) {
             return Err(ReconcileError::Servers(servers));
         }
-        tell(&plan.changes, &applied, &servers, begun.elapsed());
-        if let Some(refused) = refused {
-            return Err(refused.into());
+        Ok(servers)
+    }
+
+    /// Keeps servers to the file as it is, since it cannot be brought up to date: one may have
+    /// missed an earlier change. Returns why.
+    async fn keep(
+        &mut self,
+        current: &Current,
+        main_config: Option<&MainConfig>,
+        why: ReconcileError,
+    ) -> ReconcileError {
+        if current.desired.is_some() {
+            let kept = match self.file.as_it_is(&current.text).await {
+                Ok(applied) => self.enforce(&applied, current, main_config).await,
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = kept {
+                debug!(error = chain(&error), "nor is the last good state proven to be in force");
+            }
         }
-        let changes = write.then_some(plan.changes);
-        Ok(Converged { changes, users: plan.desired.users.len(), servers })
+        why
     }
 
     /// What a pass would do now. Writes nothing, and tells no server to reload.

@@ -382,7 +382,7 @@ fn a_main_config_that_is_mended_is_loaded() {
     let (_pb, nats, mut pb_nats, _) = town();
     pb_nats.set("pocketbase.resync_interval", "1s");
     let running = pb_nats.run();
-    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+    running.wait_for(|it| it.contains("in force"));
     let good = fs::read_to_string(nats.config_file()).unwrap();
     write(nats.config_file(), good.replace("include \"auth.conf\"", ""));
     nats.reload().unwrap();
@@ -493,4 +493,24 @@ fn the_example_embeds_it() {
     let mut command = std::process::Command::new(example);
     let _running = Process::start(command.arg(pb_nats.settings_file()));
     eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+}
+
+/// The file is right already; that PocketBase is down is no reason not to enforce it.
+#[test]
+fn a_failed_reload_is_retried_while_pocketbase_is_down() {
+    let (mut pb, nats, mut pb_nats, clerk) = town();
+    pb_nats.set("nats.reload_timeout", "2s");
+    pb_nats.once().success();
+    let pid = fs::read_to_string(nats.pid_file()).unwrap();
+    write(nats.pid_file(), "nobody");
+    pb.user("bob", PASSWORD, &clerk.role);
+    pb.update("nats_users", &clerk.ann, &json!({"active": false}));
+    pb_nats.once().exits(1);
+    assert!(nats.accepts("ann", PASSWORD));
+    write(nats.pid_file(), pid);
+    pb.kill();
+    let running = pb_nats.run();
+    eventually("ann is out", || (!nats.accepts("ann", PASSWORD)).then_some(()));
+    running.wait_for(|it| it.contains("cannot be reached"));
+    assert!(nats.accepts("bob", PASSWORD) && !nats.is_open());
 }
