@@ -33,6 +33,9 @@ const LOOK: Duration = Duration::from_secs(5);
 /// How long a server that is not in its cluster is still expected back.
 const ABSENCE: Duration = Duration::from_mins(5);
 
+/// What is noted of servers that cannot be asked once they were told to reload.
+const TOLD: &str = "told";
+
 /// All the servers that must run the auth file.
 #[derive(Debug)]
 pub struct Servers {
@@ -192,8 +195,12 @@ impl Servers {
     }
 
     /// What each server that is proven to run the file says of its config.
+    ///
+    /// Where there is nobody to ask: whether they were told.
     pub fn proven(&self) -> BTreeSet<String> {
-        self.known.iter().filter_map(|it| it.proven.as_ref()).map(Proven::mark).collect()
+        let told = matches!(self.ask, Ask::Nothing) && self.ordered;
+        let marks = self.known.iter().filter_map(|it| it.proven.as_ref()).map(Proven::mark);
+        marks.chain(told.then(|| TOLD.to_owned())).collect()
     }
 
     /// Takes back every proof: the config that was proven does not take its users from the file.
@@ -238,6 +245,7 @@ impl Servers {
         let mut answers = self.look(patience).await;
         self.turn_to(file, &answers);
         if !file.changed {
+            self.ordered |= matches!(self.ask, Ask::Nothing) && file.proven.contains(TOLD);
             wanted.digest = digest(file, self.timeout).await;
             self.judge(&answers, &wanted);
         }
