@@ -335,3 +335,24 @@ fn a_folder_that_may_not_be_written_is_named() {
     );
     assert!(!nats.is_open());
 }
+
+/// To give a file to another group takes root: `cargo xtask ci` asks for it.
+#[test]
+fn a_new_file_has_the_group_that_is_set() {
+    if env::var_os("PB_NATS_TEST_ROOT").is_none() {
+        return;
+    }
+    let (_pb, nats, mut pb_nats) = town(Setup::default());
+    fs::remove_file(nats.auth_file()).unwrap();
+    pb_nats.set("auth_file.group", "no-such-group");
+    let refused = pb_nats.once().exits(1);
+    assert!(refused.stderr.contains("there is no group `no-such-group`"), "{refused:?}");
+    assert!(!nats.auth_file().exists());
+    pb_nats.set("auth_file.group", "daemon");
+    pb_nats.once().success();
+    let file = fs::metadata(nats.auth_file()).unwrap();
+    let groups = fs::read_to_string("/etc/group").unwrap();
+    let daemon = groups.lines().find_map(|it| it.strip_prefix("daemon:")).unwrap();
+    assert_eq!(file.gid().to_string(), daemon.split(':').nth(1).unwrap());
+    assert_eq!(mode(nats.auth_file()), 0o640);
+}
