@@ -6,12 +6,11 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use reqwest::{
     Certificate, Client, RequestBuilder, StatusCode, Url,
     header::{AUTHORIZATION, HeaderValue, LOCATION},
-    redirect,
 };
 use serde::Deserialize;
 
 use super::SourceError;
-use crate::options::PocketBaseOptions;
+use crate::{options::PocketBaseOptions, tls};
 
 /// The address, and how to talk to it.
 #[derive(Clone, Debug)]
@@ -143,26 +142,15 @@ impl Api {
     }
 }
 
-/// Follows no redirect, so that no token is carried away and no answer comes from elsewhere.
 fn client(
     base: &Url,
     authorities: &[Certificate],
     pin: Option<(&str, SocketAddr)>,
 ) -> Result<Client, SourceError> {
-    // It is installed already if another part of the program came first.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut builder = Client::builder()
-        .user_agent(concat!("pb-nats/", env!("CARGO_PKG_VERSION")))
-        .redirect(redirect::Policy::none());
+    let mut builder = tls::client(base, authorities);
     if is_loopback(base) {
         builder = builder.no_proxy();
     }
-    builder = if base.scheme() == "https" {
-        builder.tls_certs_merge(authorities.iter().cloned())
-    } else {
-        // The system may have no authorities, and without TLS need not.
-        builder.tls_certs_only([])
-    };
     if let Some((host, address)) = pin {
         builder = builder.resolve(host, address);
     }

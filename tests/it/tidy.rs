@@ -47,9 +47,10 @@ fn rooms_know_only_what_is_behind_them() {
     const ROOMS: &[(&str, &[&str])] = &[
         ("auth", &[]),
         ("options", &["auth", "source"]),
-        ("source", &["auth", "options"]),
+        ("tls", &[]),
+        ("source", &["auth", "options", "tls"]),
         ("apply", &["auth", "options"]),
-        ("server", &["apply", "auth", "options"]),
+        ("server", &["apply", "auth", "options", "tls"]),
         ("reconcile", &["apply", "auth", "options", "server", "source"]),
     ];
     for (name, behind) in ROOMS {
