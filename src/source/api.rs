@@ -1,6 +1,6 @@
 //! PocketBase's web API, one request at a time: whom it goes to, and what the answer means.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use reqwest::{
@@ -32,12 +32,7 @@ impl Api {
             return Err(wrong("holds a user name or password, which have settings of their own"));
         }
         let authorities = match &options.ca_file {
-            Some(path) => fs_err::read(path)
-                .map_err(|error| SourceError::Certificates(error.into()))
-                .and_then(|text| {
-                    Certificate::from_pem_bundle(&text)
-                        .map_err(|error| SourceError::Certificates(error.into()))
-                })?,
+            Some(path) => authorities(path)?,
             None => Vec::new(),
         };
         let client = client(&base, &authorities, None)?;
@@ -139,6 +134,18 @@ impl Api {
             return SourceError::Slow { url, timeout: self.timeout };
         }
         SourceError::Unreachable { url, source: error.without_url() }
+    }
+}
+
+/// The authorities in this file, which has one at least.
+fn authorities(path: &Path) -> Result<Vec<Certificate>, SourceError> {
+    let text = fs_err::read(path).map_err(|error| SourceError::Certificates(error.into()))?;
+    match Certificate::from_pem_bundle(&text) {
+        Ok(all) if !all.is_empty() => Ok(all),
+        Ok(_) | Err(_) => {
+            let problem = format!("`{}` holds no certificate in PEM form", path.display());
+            Err(SourceError::Certificates(problem.into()))
+        }
     }
 }
 
