@@ -452,10 +452,10 @@ fn start_logging(cli: &Cli) -> anyhow::Result<()> {
     let wanted = env::var("RUST_LOG").unwrap_or_default();
     let filter = if wanted.is_empty() {
         EnvFilter::new(match (cli.quiet, cli.verbose) {
-            // What the client of the system account has to say, our own errors say better.
-            (true, _) => "warn,async_nats=off",
-            (false, 0) => "warn,async_nats=off,pb_nats=info",
-            (false, 1) => "warn,async_nats=off,pb_nats=debug",
+            // What these two have to say, our own errors say better.
+            (true, _) => "warn,async_nats=off,rustls_platform_verifier=off",
+            (false, 0) => "warn,async_nats=off,rustls_platform_verifier=off,pb_nats=info",
+            (false, 1) => "warn,async_nats=off,rustls_platform_verifier=off,pb_nats=debug",
             (false, _) => "debug,pb_nats=trace",
         })
     } else {

@@ -11,7 +11,7 @@ pub mod view;
 
 use std::{error::Error, io, path::PathBuf, time::Duration};
 
-use crate::{auth::Snapshot, options::PocketBaseOptions};
+use crate::{auth::Snapshot, options::PocketBaseOptions, tls};
 
 pub use http::Http;
 pub use record::{Field, Schema};
@@ -288,9 +288,9 @@ impl SourceError {
                  `ca-certificates`"
                     .into()
             }
-            SourceError::Unreachable { url, .. } if url.starts_with("https:") => {
-                "is PocketBase running, is `url` its address, and is the authority of its \
-                 certificate known to the system or in `ca_file`?"
+            SourceError::Unreachable { source, .. } if tls::distrusts(source) => {
+                "the certificate must be valid now and for the host in `url`, and its authority \
+                 known to the system or in `ca_file`"
                     .into()
             }
             SourceError::Unreachable { .. } => {

@@ -1,6 +1,8 @@
 //! What can go wrong with a server.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{error::Error, io, path::PathBuf, time::Duration};
+
+use crate::tls;
 
 /// A server does not run what it should, or could not be asked. It goes on with what it runs.
 #[derive(Debug, thiserror::Error)]
@@ -165,7 +167,13 @@ impl ServerError {
     /// What may help.
     pub fn hint(&self) -> Option<String> {
         use io::ErrorKind::{NotFound, PermissionDenied};
+        let distrusted = self.source().is_some_and(tls::distrusts);
         let hint = match self {
+            ServerError::Connect { .. } | ServerError::Monitor { .. } if distrusted => {
+                "the certificate must be valid now and for the host in the URL, and its authority \
+                 known to the system; SSL_CERT_FILE names a file to take instead of the system's"
+                    .into()
+            }
             ServerError::Command { program, source } if source.kind() == NotFound => format!(
                 "is `{program}` installed, and in the PATH of this process? The command's folder is \
                  that of the settings file"
