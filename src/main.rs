@@ -311,7 +311,8 @@ async fn render(cli: &Cli) -> anyhow::Result<ExitCode> {
 }
 
 async fn check(cli: &Cli, arguments: &Check) -> anyhow::Result<ExitCode> {
-    let options = options(cli)?;
+    // Its notes are among the lines.
+    let options = Options::load(cli.config.as_deref(), env::vars_os())?;
     let lines = pb_nats::check::check(&options).await;
     if arguments.json {
         print(&format!("{:#}\n", json!(lines)))?;

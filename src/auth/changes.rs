@@ -58,7 +58,17 @@ pub enum Refused {
 impl Refused {
     /// What one can do about it.
     pub fn hint(&self) -> &'static str {
-        "the last good state stays in force; if the removal is meant: `pb-nats once --accept-removals`"
+        match self {
+            Refused::TooMany { .. } => {
+                "the last good state stays in force; if the removal is meant: \
+                 `pb-nats once --accept-removals`"
+            }
+            Refused::NoRecords { .. } => {
+                "the last good state stays in force; if there are users in PocketBase, let the \
+                 collection's list rule admit pb-nats's account; if there are to be none: \
+                 `pb-nats once --accept-removals`"
+            }
+        }
     }
 }
 

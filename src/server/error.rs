@@ -184,7 +184,8 @@ impl ServerError {
                     .into()
             }
             ServerError::PidFile { source, .. } if source.kind() == NotFound => {
-                "set `pid_file` in nats-server's config to this path; it is written at its start"
+                "is nats-server running, with `pid_file` set to this path in its config? It is \
+                written at its start"
                     .into()
             }
             ServerError::PidFile { .. } => {
@@ -233,8 +234,9 @@ impl ServerError {
                 names in nats-server's config"
                     .into()
             }
-            ServerError::Garbled { .. } => {
-                "`nats.monitor_url` is the server's `http` address, such as http://127.0.0.1:8222"
+            ServerError::Monitor { .. } | ServerError::Garbled { .. } => {
+                "is nats-server running? `nats.monitor_url` is the `http` address in its config, \
+                such as http://127.0.0.1:8222"
                     .into()
             }
             ServerError::Missing { .. } => {
@@ -247,8 +249,7 @@ impl ServerError {
             | ServerError::CommandFailed { .. }
             | ServerError::Signal { .. }
             | ServerError::Credentials { .. }
-            | ServerError::Lost { .. }
-            | ServerError::Monitor { .. } => return None,
+            | ServerError::Lost { .. } => return None,
         };
         Some(hint)
     }

@@ -5,6 +5,7 @@
 //! until PocketBase has confirmed the token.
 
 use std::{
+    io,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -419,7 +420,12 @@ impl Credentials {
 /// Reads a token or password from a file.
 async fn secret(path: &PathBuf) -> Result<Secret, SourceError> {
     let text = fs_err::tokio::read_to_string(path).await.map_err(SourceError::Credentials)?;
-    Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
+    let text = text.trim_end_matches(['\r', '\n']);
+    if text.is_empty() {
+        let empty = format!("`{}` is empty", path.display());
+        return Err(SourceError::Credentials(io::Error::new(io::ErrorKind::InvalidData, empty)));
+    }
+    Ok(Secret::new(text))
 }
 
 /// A page of a listing.

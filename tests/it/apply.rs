@@ -269,6 +269,21 @@ fn a_main_config_that_is_broken_elsewhere_keeps_nobody_in() {
     assert!(!nats.accepts("bob", PASSWORD) && nats.accepts("ann", PASSWORD));
 }
 
+/// `check` asks nats-server itself, and says if it could not.
+#[test]
+fn what_nats_server_has_against_the_main_config_is_told_beforehand() {
+    let (_pb, nats, mut pb_nats) = town(Setup::default());
+    pb_nats.once().success();
+    let check = |it: &PbNats| it.command(&["check"]).success().stdout;
+    assert!(!check(&pb_nats).contains('!'));
+    let good = fs::read_to_string(nats.config_file()).unwrap();
+    write(nats.config_file(), format!("{good}\nno_such_setting: 1\n"));
+    assert!(check(&pb_nats).contains("no_such_setting"));
+    write(nats.config_file(), &good);
+    pb_nats.set("nats.server_binary", "nats-servr");
+    assert!(check(&pb_nats).contains("! `nats-servr` cannot be run"));
+}
+
 #[test]
 fn a_main_config_that_does_not_use_the_file_is_named() {
     let (_pb, nats, pb_nats) = town(Setup::default());
