@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::{
     apply::{Adopt, AuthFile, Placement},
+    auth::counted,
     options::Options,
     reconcile::{Plan, Reconciler, chain},
     server::{Servers, State},
@@ -138,7 +139,8 @@ async fn main_config(options: &Options, lines: &mut Vec<Line>) {
 /// What the records amount to, and how far NATS is from it.
 fn records(plan: &Plan, lines: &mut Vec<Line>) {
     let (users, roles) = (plan.desired.users.len(), plan.desired.roles.len());
-    lines.push(Line::good(&format!("records: {users} users, {roles} roles in use")));
+    let (users, roles) = (counted(users, "user"), counted(roles, "role"));
+    lines.push(Line::good(&format!("records: {users}, {roles} in use")));
     for finding in &plan.findings {
         lines.push(Line::doubtful(finding.to_string(), None));
     }

@@ -15,7 +15,7 @@ use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use pb_nats::{
     Options, PocketBase, Reconciler,
     apply::{Adopt, ApplyError, Placement},
-    auth::Finding,
+    auth::{Finding, counted},
     check::Verdict,
     options::OptionsError,
     reconcile::{Consent, ReconcileError},
@@ -214,7 +214,7 @@ async fn once(cli: &Cli, arguments: &Once) -> anyhow::Result<ExitCode> {
         Some(changes) => format!("written: {changes}\n"),
         None => "nothing to change\n".to_owned(),
     };
-    let _ = writeln!(text, "{} users", converged.users);
+    let _ = writeln!(text, "{}", counted(converged.users, "user"));
     for server in &converged.servers {
         let _ = writeln!(text, "{server}");
         if let State::Unverified { why } = &server.state {

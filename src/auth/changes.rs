@@ -156,8 +156,8 @@ impl fmt::Display for Changes {
             ("role", "removed", &self.roles_removed),
         ] {
             if !names.is_empty() {
-                let (count, plural) = (names.len(), if names.len() == 1 { "" } else { "s" });
-                write!(f, "{between}{count} {what}{plural} {came} ({})", few(names))?;
+                let counted = counted(names.len(), what);
+                write!(f, "{between}{counted} {came} ({})", few(names))?;
                 between = ", ";
             }
         }
@@ -172,6 +172,11 @@ impl fmt::Display for Changes {
         }
         if between.is_empty() { f.write_str("nothing") } else { Ok(()) }
     }
+}
+
+/// So many of them, in words.
+pub fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// The first few names.
