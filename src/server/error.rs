@@ -131,6 +131,12 @@ pub enum ServerError {
         /// How long it was given.
         after: Duration,
     },
+    /// Connections are still there that were to be closed.
+    #[error("{left} connections are not closed yet")]
+    Connected {
+        /// How many.
+        left: usize,
+    },
     /// The connection was lost while a server was asked.
     #[error("the connection to the system account at {address} was lost")]
     Lost {
@@ -239,6 +245,7 @@ impl ServerError {
             | ServerError::CommandFailed { .. }
             | ServerError::Signal { .. }
             | ServerError::Credentials { .. }
+            | ServerError::Connected { .. }
             | ServerError::Lost { .. }
             | ServerError::Monitor { .. } => return None,
         };
