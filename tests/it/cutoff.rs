@@ -296,11 +296,14 @@ async fn a_retry_sends_nobody_away_before_the_server_runs_the_file() {
         options.reload_timeout = Duration::from_secs(1);
     })
     .await;
-    let mut narrowed = town.nats[0].client("narrowed", "narrowed");
+    let narrowed = town.nats[0].client("narrowed", "narrowed");
     let lets_reload = fs::read_to_string(&script).unwrap();
     write(&script, "true");
+    let watched = watch(narrowed, "narrowed", &town.nats[0]);
     assert!(!in_step(&town.write(&before(), &after()).await));
-    assert!(narrowed.closed(SOON).is_some(), "the order was taken");
+    let back = watched.await.unwrap().1;
+    let mut back = back.expect("the order was taken, and nothing was loaded");
+    assert!(back.closed(SOON).is_some(), "slipped back in before the reload");
 
     let mut back = town.nats[0].client("narrowed", "narrowed");
     let text = town.file.read(Adopt::No).unwrap().text;
