@@ -221,6 +221,9 @@ async fn once(cli: &Cli, arguments: &Once) -> anyhow::Result<ExitCode> {
             complain("warning", &format!("{}: {why}", server.server));
         }
     }
+    if let Some(receipt) = &converged.cut_off {
+        let _ = writeln!(text, "{receipt}");
+    }
     print(&text)
 }
 

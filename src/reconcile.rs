@@ -12,7 +12,7 @@ use crate::{
     apply::{Adopt, Applied, ApplyError, AuthFile, Current, MainConfig, Placement},
     auth::{Changes, Desired, Event, Finding, Limits, Policy, Refused, Snapshot},
     options::{EventFilter, Options},
-    server::{Outcome, ServerError, Servers, State},
+    server::{Outcome, Receipt, ServerError, Servers, State},
     source::{Source, SourceError},
 };
 
@@ -77,6 +77,8 @@ pub struct Converged {
     pub users: usize,
     /// What became of each server.
     pub servers: Vec<Outcome>,
+    /// Which connections were closed, if any user has less than before and it could be done.
+    pub cut_off: Option<Receipt>,
 }
 
 /// The step a pass stopped at. Every step before it is done and stays done.
@@ -199,7 +201,9 @@ impl<S: Source> Reconciler<S> {
         }
         let applied = if wanted {
             let stamped = self.stamped(main_config.as_ref()).await;
-            self.file.replace(&plan.desired, &current.text, stamped).await?
+            let applied = self.file.replace(&plan.desired, &current.text, stamped).await?;
+            self.servers.cut_off(&plan.changes.users_losing);
+            applied
         } else {
             self.file.as_it_is(&current.text).await?
         };
@@ -210,7 +214,8 @@ impl<S: Source> Reconciler<S> {
         let servers = self.enforce(&applied, &current, main_config.as_ref()).await?;
         tell(&plan.changes, &applied, &servers, begun.elapsed());
         let changes = wanted.then_some(plan.changes);
-        Ok(Converged { changes, users: plan.desired.users.len(), servers })
+        let (users, cut_off) = (plan.desired.users.len(), self.servers.receipt());
+        Ok(Converged { changes, users, servers, cut_off })
     }
 
     /// Makes every server run the file, and fails unless each that can be asked does.

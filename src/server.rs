@@ -2,12 +2,13 @@
 //! that they did.
 
 mod ask;
+mod cut;
 mod error;
 mod reload;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    fmt, mem,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -21,9 +22,11 @@ use crate::{
     options::NatsOptions,
 };
 use ask::{Answer, Ask};
+use cut::CutOff;
 use reload::{Order, Reload};
 
 pub use ask::Running;
+pub use cut::Receipt;
 pub use error::ServerError;
 
 /// How long servers may take to answer when a reload waits for it.
@@ -47,6 +50,9 @@ pub struct Servers {
     file: String,
     /// Whether an order to reload was taken since.
     ordered: bool,
+    /// Who lost something, and may still be connected as before.
+    losing: BTreeSet<String>,
+    receipt: Option<Receipt>,
 }
 
 /// What became of one server.
@@ -180,6 +186,8 @@ impl Servers {
             known: Vec::new(),
             file: String::new(),
             ordered: false,
+            losing: BTreeSet::new(),
+            receipt: None,
         })
     }
 
@@ -236,6 +244,16 @@ impl Servers {
         !answers.is_empty() && answers.iter().all(knows) && !shows
     }
 
+    /// Closes the connections that these users have now, with the next order to reload.
+    pub fn cut_off(&mut self, losing: &[String]) {
+        self.losing.extend(losing.iter().cloned());
+    }
+
+    /// What came of that, if there was somebody to cut off and the system account to do it.
+    pub fn receipt(&mut self) -> Option<Receipt> {
+        self.receipt.take()
+    }
+
     /// Makes every server run the file, and returns when each does or its time is over.
     ///
     /// A server that already does is not disturbed, and one that is down keeps no other from it.
@@ -258,14 +276,16 @@ impl Servers {
         // Who cannot be asked is told once, since nobody knows what it runs.
         let silent = answers.is_empty() || answers.iter().any(|it| it.running.is_err());
         let untold = silent && !self.ordered && self.reload.reaches_the_silent();
+        let mut cut = CutOff::new(mem::take(&mut self.losing));
         if stale.is_empty() && !untold {
+            self.conclude(cut, &answers, Instant::now()).await;
             return self.outcomes(answers, &wanted, &[], &BTreeMap::new());
         }
 
         let begun = Instant::now();
         let deadline = begun + self.timeout;
         wanted.ordered = Some(SystemTime::now());
-        let order = self.reload.order(&mut self.ask, &stale, deadline);
+        let order = self.order(file, &stale, &mut cut, &answers, deadline);
         let mut orders = if file.changed {
             // `nats-server -t` is slow with many users; the servers load the file meanwhile.
             let (orders, digest) = tokio::join!(order, digest(file, self.timeout));
@@ -290,7 +310,9 @@ impl Servers {
                     self.known(it).proven.is_none() && orders.iter().all(|to| to.target != it.id)
                 });
                 let late: Vec<&Running> = late.collect();
-                orders.extend(self.reload.order(&mut self.ask, &late, deadline).await);
+                if !late.is_empty() {
+                    orders.extend(self.order(file, &late, &mut cut, &answers, deadline).await);
+                }
             }
             let settled = |answer: &Answer| match &answer.running {
                 Ok(it) => self.known(it).proven.is_some() || refusal(&orders, &it.id).is_some(),
@@ -298,10 +320,54 @@ impl Servers {
                 Err(_) => !awake.contains(&answer.server),
             };
             if answers.iter().all(settled) || left.is_zero() {
+                self.conclude(cut, &answers, deadline).await;
                 return self.outcomes(answers, &wanted, &orders, &took);
+            }
+            if let Some(system) = self.ask.system()
+                && file.changed
+                && file.refusal().is_none()
+            {
+                cut.again(system, &obeying(&answers, &orders)).await;
             }
             time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    /// Orders the stale servers to reload, and sends away who is to go as soon as that is of use.
+    async fn order(
+        &self,
+        file: &Applied,
+        stale: &[&Running],
+        cut: &mut CutOff,
+        answers: &[Answer],
+        deadline: Instant,
+    ) -> Vec<Order> {
+        cut.ordered(stale);
+        let order = self.reload.order(&self.ask, stale, deadline);
+        // Where the file is not new, a reload has failed, and may fail again: they would be back.
+        let Some(system) = self.ask.system().filter(|_| file.changed) else { return order.await };
+        let soon = deadline.min(Instant::now() + GLANCE);
+        if !matches!(self.reload, Reload::System) {
+            let orders = order.await;
+            cut.round(system, &obeying(answers, &orders), soon).await;
+            return orders;
+        }
+        // A server that reloads hears nothing else over the system account until it has; so they
+        // are sent away the moment before, and are not back in time.
+        let kicks = cut.send(system, &obeying(answers, &[]), soon).await;
+        tokio::join!(order, cut.gone(system, kicks, soon)).0
+    }
+
+    /// Makes sure that nobody is left who was to be cut off, and notes what was done.
+    async fn conclude(&mut self, mut cut: CutOff, answers: &[Answer], deadline: Instant) {
+        let Some(system) = self.ask.system() else { return };
+        let running = answers.iter().filter_map(Answer::ok);
+        let proven: Vec<_> = running.filter(|it| self.known(it).proven.is_some()).collect();
+        self.receipt = cut.finish(system, &proven, deadline).await;
+        if proven.len() < answers.len() {
+            // With the next pass, then.
+            self.losing = cut.users;
         }
     }
 
@@ -554,6 +620,12 @@ fn since_2_12(version: &str) -> bool {
 /// What `nats-server -t` makes of the config on disk.
 async fn digest(file: &Applied, timeout: Duration) -> Option<Digest> {
     time::timeout(timeout, file.digest()).await.ok().flatten()
+}
+
+/// The servers that were not kept from reloading, as far as is known.
+fn obeying<'a>(answers: &'a [Answer], orders: &[Order]) -> Vec<&'a Running> {
+    let running = answers.iter().filter_map(Answer::ok);
+    running.filter(|it| refusal(orders, &it.id).is_none()).collect()
 }
 
 /// Why this server has not been told to reload, if so.

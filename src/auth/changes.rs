@@ -1,8 +1,13 @@
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+};
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use super::{Desired, Grant, RoleRecord, Snapshot, UserRecord};
+use super::{
+    Desired, Grant, Responses, RoleRecord, Rules, Snapshot, Subject, Subjects, User, UserRecord,
+};
 
 /// How one [`Desired`] differs from another in meaning, for people and for [`Limits`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -13,6 +18,9 @@ pub struct Changes {
     pub users_changed: Vec<String>,
     /// Users only the old state has.
     pub users_removed: Vec<String>,
+    /// Users of the old state who are to have less in the new one, or prove who they are otherwise.
+    /// To gain something is not among it.
+    pub users_losing: Vec<String>,
     /// Roles only the new state has, by their identifier in the file.
     pub roles_added: Vec<String>,
     /// Roles both have, differently.
@@ -112,6 +120,7 @@ impl Changes {
         }
         changes.users_removed =
             old.users.keys().filter(|it| !new.users.contains_key(*it)).cloned().collect();
+        changes.users_losing = losing(old, new);
         changes
     }
 
@@ -141,6 +150,50 @@ impl Changes {
         }
         Ok(())
     }
+}
+
+/// The users of `old` to whom `new` leaves less.
+fn losing(old: &Desired, new: &Desired) -> Vec<String> {
+    // Thousands may share a role, and two roles are compared once: they are told apart by place.
+    let mut narrowed: HashMap<(*const Rules, *const Rules), bool> = HashMap::new();
+    let mut loses = |before: &User, after: &User| {
+        let (was, is) = (old.rules(before), new.rules(after));
+        before.credential != after.credential
+            || (!after.connection_types.is_empty()
+                && (before.connection_types.is_empty()
+                    || !before.connection_types.is_subset(&after.connection_types)))
+            || *narrowed.entry((was, is)).or_insert_with(|| was != is && narrows(was, is))
+    };
+    let less = old.users.iter().filter(|(login, before)| match new.users.get(*login) {
+        None => true,
+        Some(after) => loses(before, after),
+    });
+    less.map(|(login, _)| login.clone()).collect()
+}
+
+/// Whether something that `old` allows is not allowed by `new`. In doubt it is so.
+fn narrows(old: &Rules, new: &Rules) -> bool {
+    let answers = match (old.responses, new.responses) {
+        (None, _) => false,
+        (Some(_), None) => true,
+        (Some(old), Some(new)) => Responses::wider(new, old) != new,
+    };
+    answers
+        || narrows_one(&old.publish, &new.publish)
+        || narrows_one(&old.subscribe, &new.subscribe)
+}
+
+fn narrows_one(old: &Subjects, new: &Subjects) -> bool {
+    // What is said of a queue group holds for no other, and what is said of none for all.
+    let within = |all: &BTreeSet<Subject>, it: &Subject| {
+        all.contains(it)
+            || all.iter().any(|wide| wide.subject() == wide.as_str() && wide.covers(it))
+    };
+    let gone = old.allow().iter().any(|it| !within(new.allow(), it));
+    let denied = |it: &&Subject| {
+        !within(old.deny(), it) && old.allow().iter().any(|allowed| allowed.overlaps(it))
+    };
+    gone || new.deny().iter().any(|it| denied(&it))
 }
 
 /// In a few words, with the names where they are few.

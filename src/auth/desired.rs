@@ -622,7 +622,8 @@ impl Responses {
     /// nats-server's own limit where a role sets none.
     const DEFAULT_TTL: Duration = Duration::from_mins(2);
 
-    fn wider(self, other: Responses) -> Responses {
+    /// The more of both.
+    pub(super) fn wider(self, other: Responses) -> Responses {
         let length = |it: Duration| if it.is_zero() { Responses::DEFAULT_TTL } else { it };
         let longer = if length(self.ttl) >= length(other.ttl) { self.ttl } else { other.ttl };
         Responses { max: self.max.max(other.max), ttl: longer }

@@ -99,7 +99,7 @@ impl Subject {
         let (mut one, mut two) = (self.subject().split('.'), other.subject().split('.'));
         loop {
             match (one.next(), two.next()) {
-                (Some(">"), Some(_)) => return true,
+                (None, None) | (Some(">"), Some(_)) => return true,
                 (Some("*"), Some(b)) if b != ">" => (),
                 (Some(a), Some(b)) if a == b => (),
                 (Some(_) | None, Some(_) | None) => return false,

@@ -525,6 +525,69 @@ fn changes_are_of_meaning() {
     assert_eq!(gone.users_removed, ["ann"]);
 }
 
+/// Who has less than before, or another key, must not go on with what there was.
+#[test]
+fn only_who_has_less_is_losing() {
+    let losing = |old: Value, new: Value| {
+        let desired = |of: Value| {
+            let ann = user("a", json!({"username": "ann", "roles": ["r"]}));
+            let mut fields = json!({"username": "bob", "roles": ["r"]});
+            fields
+                .as_object_mut()
+                .unwrap()
+                .extend(of["bob"].as_object().cloned().unwrap_or_default());
+            let mut users = vec![ann, user("b", fields)];
+            users.truncate(of["users"].as_u64().map_or(2, |it| it.try_into().unwrap()));
+            let roles =
+                vec![role("r", "clerk", of.clone()), role("s", "other", json!({"pub": ["a"]}))];
+            Desired::new(&Snapshot { users, roles }, &policy()).0
+        };
+        Changes::between(&desired(old), &desired(new)).users_losing.join(" ")
+    };
+    for (old, new, expected) in [
+        // The user alone.
+        (json!({}), json!({}), ""),
+        (json!({}), json!({"users": 1}), "bob"),
+        (json!({"users": 1}), json!({}), ""),
+        (json!({}), json!({"bob": {"password": HASH.replace("$10$", "$11$")}}), "bob"),
+        (json!({}), json!({"bob": {"types": ["MQTT"]}}), "bob"),
+        (json!({"bob": {"types": ["MQTT"]}}), json!({}), ""),
+        (json!({"bob": {"types": ["MQTT"]}}), json!({"bob": {"types": ["STANDARD"]}}), "bob"),
+        (json!({"bob": {"types": ["MQTT"]}}), json!({"bob": {"types": ["MQTT", "STANDARD"]}}), ""),
+        (json!({"pub": ["a"]}), json!({"pub": ["a"], "bob": {"pub": ["own"]}}), ""),
+        (json!({"pub": ["a"], "bob": {"pub": ["own"]}}), json!({"pub": ["a"]}), "bob"),
+        (json!({"pub": ["a"]}), json!({"pub": ["a"], "bob": {"roles": ["s"]}}), ""),
+        (json!({"pub": ["b"]}), json!({"pub": ["b"], "bob": {"roles": ["s"]}}), "bob"),
+        (json!({"pub": ["a"]}), json!({"pub": ["a"], "bob": {"roles": []}}), "bob"),
+        // The role of both.
+        (json!({"pub": ["a"]}), json!({"pub": ["a", "b"]}), ""),
+        (json!({"pub": ["a", "b"]}), json!({"pub": ["a"]}), "ann bob"),
+        (json!({"pub": ["a.b"]}), json!({"pub": ["a.>"]}), ""),
+        (json!({"pub": ["a.>"]}), json!({"pub": ["a.b"]}), "ann bob"),
+        (json!({"pub": ["a"]}), json!({"pub": []}), "ann bob"),
+        (json!({"pub": []}), json!({"pub": ["a"]}), ""),
+        (json!({"sub": ["a"]}), json!({"sub": ["a q"]}), "ann bob"),
+        (json!({"sub": ["a q"]}), json!({"sub": ["a"]}), ""),
+        (json!({"sub": ["a"]}), json!({"sub": ["a", "b.*"]}), ""),
+        (json!({"sub": ["a.>"]}), json!({"sub": ["a.>"], "subdeny": ["a.b"]}), "ann bob"),
+        (json!({"sub": ["a.>"], "subdeny": ["a.b"]}), json!({"sub": ["a.>"]}), ""),
+        (
+            json!({"pub": ["a.>"], "pubdeny": ["a.*"]}),
+            json!({"pub": ["a.>"], "pubdeny": ["a.b"]}),
+            "",
+        ),
+        (json!({"pub": ["a"]}), json!({"pub": ["a"], "pubdeny": ["b"]}), ""),
+        (json!({}), json!({"respond": true}), ""),
+        (json!({"respond": true}), json!({}), "ann bob"),
+        (json!({"respond": true, "max": 2}), json!({"respond": true, "max": 3}), ""),
+        (json!({"respond": true, "max": 2}), json!({"respond": true, "max": 1}), "ann bob"),
+        (json!({"respond": true, "ttl": 120}), json!({"respond": true}), ""),
+        (json!({"respond": true}), json!({"respond": true, "ttl": 1}), "ann bob"),
+    ] {
+        assert_eq!(losing(old.clone(), new.clone()), expected, "{old} → {new}");
+    }
+}
+
 #[test]
 fn the_guard_holds_back_accidents() {
     let users = |n: usize| -> Vec<_> {

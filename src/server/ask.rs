@@ -1,15 +1,16 @@
 //! What servers run, in their own words: over the system account, or from their monitoring address.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     time::{Duration, SystemTime},
 };
 
-use async_nats::{Client, ConnectOptions, Message, StatusCode, connection::State};
+use async_nats::{Client, ConnectOptions, Message, StatusCode, Subscriber, connection::State};
 use futures_util::{StreamExt as _, future::join_all};
 use reqwest::Url;
 use serde::{Deserialize, Deserializer, de};
+use serde_json::json;
 use tokio::time::{self, Instant};
 
 use super::ServerError;
@@ -20,6 +21,10 @@ use crate::{
 
 /// How long to wait for servers of other clusters, of which nobody knows how many there are.
 const QUIET: Duration = Duration::from_millis(500);
+/// The connections of more users than this are not asked for by name.
+const FEW: usize = 8;
+/// How many connections a server tells at once.
+const PAGE: usize = 1024;
 
 /// Whom to ask what the servers run.
 #[derive(Debug)]
@@ -57,6 +62,8 @@ pub struct Running {
     pub(super) other_metadata: bool,
     /// When it loaded its config, by its own clock.
     pub config_load_time: SystemTime,
+    /// When it said so, by its own clock.
+    pub(super) now: SystemTime,
     /// When it loaded its config, by our clock: rather too early than too late.
     pub loaded: SystemTime,
     /// How many clients are connected.
@@ -68,6 +75,25 @@ pub struct Running {
     remotes: usize,
     /// Whether there are other clusters.
     gateways: bool,
+}
+
+/// A client's connection to a server.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Connection {
+    /// The server's id.
+    pub(super) server: String,
+    /// Its number there.
+    number: u64,
+    pub(super) user: String,
+    /// Since when, by the server's clock.
+    pub(super) start: SystemTime,
+}
+
+/// Connections that their servers were told to close.
+#[derive(Debug)]
+pub(super) struct Kicks {
+    pub(super) connections: Vec<Connection>,
+    replies: Subscriber,
 }
 
 /// The system account, over one connection that is made when it is needed.
@@ -111,6 +137,14 @@ impl Ask {
             .map(|it| Monitor::new(it))
             .collect::<Result<_, _>>()
             .map(Ask::Monitors)
+    }
+
+    /// The system account, if that is whom we ask.
+    pub(super) fn system(&self) -> Option<&System> {
+        match self {
+            Ask::System(system) => Some(system),
+            Ask::Monitors(_) | Ask::Nothing => None,
+        }
     }
 
     /// Every server's answer.
@@ -229,13 +263,89 @@ impl System {
         running: &Running,
         deadline: Instant,
     ) -> Result<(), ServerError> {
+        self.request::<de::IgnoredAny>(running, "RELOAD", "", deadline).await.map(drop)
+    }
+
+    /// The connections that these users have to one server.
+    pub(super) async fn connections(
+        &self,
+        running: &Running,
+        users: &BTreeSet<String>,
+        deadline: Instant,
+    ) -> Result<Vec<Connection>, ServerError> {
+        let all = || vec![None];
+        let few = || users.iter().map(Some).collect();
+        let mut found = Vec::new();
+        for user in if users.len() <= FEW { few() } else { all() } {
+            for offset in (0..).step_by(PAGE) {
+                let query = json!({ "auth": true, "user": user, "offset": offset, "limit": PAGE });
+                let page: Option<Connz> =
+                    self.request(running, "CONNZ", &query.to_string(), deadline).await?;
+                let page = page.map(|it| it.connections).unwrap_or_default();
+                let last = page.len() < PAGE;
+                let theirs = page.into_iter().filter(|it| {
+                    // Another account may have a user of the same name.
+                    matches!(&*it.account, "" | "$G") && users.contains(&it.authorized_user)
+                });
+                found.extend(theirs.map(|it| it.on(&running.id)));
+                if last {
+                    break;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Tells servers to close connections. Whatever is asked of them later comes after that.
+    pub(super) async fn kick(&self, connections: Vec<Connection>) -> Result<Kicks, ServerError> {
+        let lost = || ServerError::Lost { address: self.address.clone() };
+        let client = self.client.as_ref().ok_or_else(lost)?;
+        let inbox = client.new_inbox();
+        let replies = client.subscribe(inbox.clone()).await.map_err(|_| lost())?;
+        for Connection { server, number, .. } in &connections {
+            let subject = format!("$SYS.REQ.SERVER.{server}.KICK");
+            let payload = json!({ "cid": number }).to_string();
+            let sent = client.publish_with_reply(subject, inbox.clone(), payload.into());
+            sent.await.map_err(|_| lost())?;
+        }
+        Ok(Kicks { connections, replies })
+    }
+
+    /// The connections, once their servers have answered. One that says that it has no such
+    /// connection has closed it itself.
+    pub(super) async fn kicked(
+        &self,
+        kicks: Kicks,
+        deadline: Instant,
+    ) -> Result<Vec<Connection>, ServerError> {
+        let begun = Instant::now();
+        let Kicks { connections, replies } = kicks;
+        let answers = replies.take(connections.len()).count();
+        match time::timeout_at(deadline, answers).await {
+            Ok(count) if count == connections.len() => Ok(connections),
+            Ok(_) => Err(ServerError::Lost { address: self.address.clone() }),
+            Err(_elapsed) => {
+                let server = self.address.clone();
+                Err(ServerError::Silent { server, after: begun.elapsed() })
+            }
+        }
+    }
+
+    /// Asks one server for something.
+    async fn request<T: de::DeserializeOwned>(
+        &self,
+        running: &Running,
+        what: &str,
+        payload: &str,
+        deadline: Instant,
+    ) -> Result<Option<T>, ServerError> {
         let Running { id, name, .. } = running;
         let begun = Instant::now();
         let Some(client) = &self.client else {
             return Err(ServerError::Lost { address: self.address.clone() });
         };
-        let request = async_nats::Request::new().timeout(None);
-        let request = client.send_request(format!("$SYS.REQ.SERVER.{id}.RELOAD"), request);
+        let request = async_nats::Request::new().payload(payload.to_owned().into()).timeout(None);
+        let request = client.send_request(format!("$SYS.REQ.SERVER.{id}.{what}"), request);
         let message = match time::timeout_at(deadline, request).await {
             Ok(Ok(message)) => message,
             Ok(Err(error)) if error.kind() == async_nats::RequestErrorKind::NoResponders => {
@@ -247,8 +357,9 @@ impl System {
                 return Err(ServerError::Silent { server, after: begun.elapsed() });
             }
         };
-        match self.understand::<SystemAnswer<de::IgnoredAny>>(&message)?.error {
-            None => Ok(()),
+        let answer = self.understand::<SystemAnswer<T>>(&message)?;
+        match answer.error {
+            None => Ok(answer.data),
             Some(Failure { description }) => {
                 Err(ServerError::Refused { server: name.clone(), reason: description })
             }
@@ -354,6 +465,31 @@ struct Failure {
     description: String,
 }
 
+/// A page of a server's connections.
+#[derive(Deserialize)]
+struct Connz {
+    connections: Vec<Connected>,
+}
+
+#[derive(Deserialize)]
+struct Connected {
+    cid: u64,
+    #[serde(default)]
+    authorized_user: String,
+    /// Unless it is the global one.
+    #[serde(default)]
+    account: String,
+    #[serde(deserialize_with = "timestamp")]
+    start: SystemTime,
+}
+
+impl Connected {
+    fn on(self, server: &str) -> Connection {
+        let Connected { cid: number, authorized_user: user, account: _, start } = self;
+        Connection { server: server.to_owned(), number, user, start }
+    }
+}
+
 /// What a server tells of itself, as far as it matters.
 #[derive(Deserialize)]
 struct Varz {
@@ -406,6 +542,7 @@ impl Varz {
             stamp: self.metadata.remove("pb_nats"),
             other_metadata: !self.metadata.is_empty(),
             config_load_time: self.config_load_time,
+            now: self.now,
             loaded,
             connections: self.connections,
             address: format!("{}:{}", self.host, self.port),

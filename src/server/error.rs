@@ -133,6 +133,12 @@ pub enum ServerError {
         /// How long it was given.
         after: Duration,
     },
+    /// Connections are still there that were to be closed.
+    #[error("{left} connections are not closed yet")]
+    Connected {
+        /// How many.
+        left: usize,
+    },
     /// The connection was lost while a server was asked.
     #[error("the connection to the system account at {address} was lost")]
     Lost {
@@ -249,6 +255,7 @@ impl ServerError {
             | ServerError::CommandFailed { .. }
             | ServerError::Signal { .. }
             | ServerError::Credentials { .. }
+            | ServerError::Connected { .. }
             | ServerError::Lost { .. } => return None,
         };
         Some(hint)

@@ -108,7 +108,7 @@ impl Reload {
     /// Orders the stale servers to reload; or all of them, if they cannot be told apart.
     pub(super) async fn order(
         &self,
-        ask: &mut Ask,
+        ask: &Ask,
         stale: &[&Running],
         deadline: Instant,
     ) -> Vec<Order> {

@@ -4,6 +4,7 @@
 
 mod apply;
 mod cli;
+mod cutoff;
 mod harness;
 mod middlebox;
 mod permissions;

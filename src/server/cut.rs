@@ -1,0 +1,220 @@
+//! Closing the connections of those who lost something, before their server's reload gets to them.
+//!
+//! A reload looks at one client after another, and that takes minutes where there are thousands. It
+//! lets nobody in meanwhile, so whoever is sent away at its start returns with the new rights.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, mem,
+    time::{Duration, SystemTime},
+};
+
+use futures_util::future::join_all;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::{
+    GLANCE, Running, ServerError,
+    ask::{Connection, Kicks, System},
+};
+
+/// When to look again for those who came back before the reload began; then after twice as long.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// Which connections were closed, since their users have less than before.
+#[derive(Debug)]
+pub struct Receipt {
+    /// Whose.
+    pub users: BTreeSet<String>,
+    /// How many.
+    pub connections: usize,
+    /// On how many servers.
+    pub servers: usize,
+    /// From the order to reload until the last was closed.
+    pub took: Duration,
+    /// Why it is not known that none is left. Their server closes them when its reload gets there.
+    pub failure: Option<ServerError>,
+}
+
+/// A cut-off under way.
+#[derive(Debug)]
+pub(super) struct CutOff {
+    /// Who lost something.
+    pub(super) users: BTreeSet<String>,
+    begun: Instant,
+    /// When to look again, and how long that is after the last look.
+    next: (Instant, Duration),
+    /// When servers that were ordered to reload had loaded their config before.
+    before: BTreeMap<String, SystemTime>,
+    closed: BTreeSet<Connection>,
+    took: Duration,
+    /// Why the last look may have missed somebody.
+    failure: Option<ServerError>,
+}
+
+impl CutOff {
+    pub(super) fn new(users: BTreeSet<String>) -> CutOff {
+        let now = Instant::now();
+        CutOff {
+            users,
+            begun: now,
+            next: (now + AGAIN, AGAIN),
+            before: BTreeMap::new(),
+            closed: BTreeSet::new(),
+            took: Duration::ZERO,
+            failure: None,
+        }
+    }
+
+    /// These servers are to reload now.
+    pub(super) fn ordered(&mut self, stale: &[&Running]) {
+        self.before.extend(stale.iter().map(|it| (it.id.clone(), it.config_load_time)));
+    }
+
+    /// Sends away who is to go, and waits until they are gone. Returns how many there were.
+    pub(super) async fn round(
+        &mut self,
+        system: &System,
+        servers: &[&Running],
+        deadline: Instant,
+    ) -> usize {
+        let kicks = self.send(system, servers, deadline).await;
+        self.gone(system, kicks, deadline).await
+    }
+
+    /// As [`CutOff::round`], if it is time for another one.
+    pub(super) async fn again(&mut self, system: &System, servers: &[&Running]) {
+        let (next, pause) = self.next;
+        let now = Instant::now();
+        if now >= next {
+            self.round(system, servers, now + GLANCE).await;
+            // A server that does not reload after all would let them in again and again.
+            self.next = (Instant::now() + pause * 2, pause * 2);
+        }
+    }
+
+    /// Sends away who is to go, ahead of anything that is asked of the servers from now on.
+    pub(super) async fn send(
+        &mut self,
+        system: &System,
+        servers: &[&Running],
+        deadline: Instant,
+    ) -> Option<Kicks> {
+        self.failure = None;
+        if self.users.is_empty() {
+            return None;
+        }
+        let each = servers.iter().map(async |it| {
+            let mut found = system.connections(it, &self.users, deadline).await?;
+            // What a server has closed it may list for another moment.
+            found.retain(|found| found.start < self.former(it) && !self.closed.contains(found));
+            Ok(found)
+        });
+        let each = join_all(each).await;
+        let mut found = Vec::new();
+        for its in each {
+            // That one server does not answer keeps nobody at another.
+            match its {
+                Ok(its) => found.extend(its),
+                Err(error) => self.failure = Some(error),
+            }
+        }
+        if found.is_empty() {
+            return None;
+        }
+        system.kick(found).await.map_err(|it| self.failure = Some(it)).ok()
+    }
+
+    /// Waits until those who were sent away are gone. Returns how many there were.
+    pub(super) async fn gone(
+        &mut self,
+        system: &System,
+        kicks: Option<Kicks>,
+        deadline: Instant,
+    ) -> usize {
+        let Some(kicks) = kicks else { return 0 };
+        let count = kicks.connections.len();
+        match system.kicked(kicks, deadline).await {
+            Ok(closed) => {
+                self.closed.extend(closed);
+                self.took = self.begun.elapsed();
+            }
+            Err(error) => self.failure = Some(error),
+        }
+        count
+    }
+
+    /// Looks until nobody is left, and says what was done.
+    pub(super) async fn finish(
+        &mut self,
+        system: &System,
+        servers: &[&Running],
+        deadline: Instant,
+    ) -> Option<Receipt> {
+        if self.users.is_empty() {
+            return None;
+        }
+        let deadline = deadline.max(Instant::now() + GLANCE);
+        let mut left = self.round(system, servers, deadline).await;
+        while left > 0 && Instant::now() < deadline {
+            left = self.round(system, servers, deadline).await;
+        }
+        let left = (left > 0).then_some(ServerError::Connected { left });
+        let failure = self.failure.take().or(left);
+        let closed = mem::take(&mut self.closed);
+        let servers: BTreeSet<&str> = closed.iter().map(|it| &*it.server).collect();
+        let receipt = Receipt {
+            users: closed.iter().map(|it| it.user.clone()).collect(),
+            connections: closed.len(),
+            servers: servers.len(),
+            took: self.took,
+            failure,
+        };
+        receipt.tell();
+        Some(receipt)
+    }
+
+    /// Who connected before this, by the server's clock, may have done so with the former rights.
+    ///
+    /// A server takes the time when its reload is over, and only then lets anybody in.
+    fn former(&self, running: &Running) -> SystemTime {
+        match self.before.get(&running.id) {
+            Some(before) if *before == running.config_load_time => running.now,
+            Some(_) | None => running.config_load_time,
+        }
+    }
+}
+
+impl Receipt {
+    fn tell(&self) {
+        let Receipt { users, connections, servers, took, failure } = self;
+        let users = users.len();
+        match failure {
+            Some(error) => {
+                warn!(users, connections, servers, %error, "not proven that all are cut off");
+            }
+            None if *connections > 0 => info!(users, connections, servers, ?took, "cut off"),
+            None => debug!("nobody to cut off"),
+        }
+    }
+}
+
+/// One line: how many of whom, and how fast.
+impl fmt::Display for Receipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 5;
+        let names: Vec<String> = self.users.iter().take(MOST).map(|it| format!("{it:?}")).collect();
+        let more = if self.users.len() > MOST { ", …" } else { "" };
+        let s = |count| if count == 1 { "" } else { "s" };
+        let (connections, users, servers) = (self.connections, self.users.len(), self.servers);
+        write!(f, "cut off: {connections} connection{}", s(connections))?;
+        if connections > 0 {
+            write!(f, " of {users} user{} ({}{more})", s(users), names.join(", "))?;
+            write!(f, " on {servers} server{}, after {:.1?}", s(servers), self.took)?;
+        }
+        match &self.failure {
+            Some(error) => write!(f, "; {error}"),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! Who has less than before is sent away at once, and nobody else is.
+
+use std::{fs, net::SocketAddr, sync::LazyLock, time::Duration};
+
+use pb_nats::{
+    apply::{Adopt, AuthFile},
+    auth::{Changes, Credential, Desired, Grant, PasswordHash, Rules, Subject, Subjects, User},
+    options::{NatsOptions, Options, Secret},
+    server::{Outcome, Receipt, Servers, State},
+};
+use serde_json::{Value, json};
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use crate::{
+    PB_NATS,
+    support::{
+        Client, Login, Nats, Pb, PbNats, SOON, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, bcrypt,
+        eventually, http, write,
+    },
+};
+
+/// The versions that might differ in this.
+const VERSIONS: [Option<&str>; 3] = [None, Some("2.12.8"), Some("2.10.26")];
+/// Who is to lose something, each in another way.
+const LOSING: [&str; 3] = ["gone", "newkey", "narrowed"];
+/// Who is not.
+const KEEPING: [&str; 2] = ["widened", "same"];
+
+/// Servers, and what they are made to run.
+struct Town {
+    nats: Vec<Nats>,
+    file: AuthFile,
+    servers: Servers,
+}
+
+/// Clients of one server.
+struct Clients {
+    losing: Vec<Client>,
+    keeping: Vec<Client>,
+    busy: Vec<Client>,
+}
+
+impl Town {
+    async fn of(nats: Vec<Nats>, settings: impl FnOnce(&mut NatsOptions, &Nats)) -> Town {
+        let mut options = Options::default();
+        options.auth_file.path = nats[0].auth_file();
+        options.auth_file.create_backups = false;
+        options.nats.config_file = (nats.len() == 1).then(|| nats[0].config_file());
+        options.nats.server_binary = nats[0].binary().into();
+        options.nats.reload_timeout = SOON;
+        settings(&mut options.nats, &nats[0]);
+        let servers = Servers::new(&options.nats, nats[0].dir()).unwrap();
+        let mut town = Town { file: AuthFile::new(&options), servers, nats };
+        assert!(in_step(&town.write(&Desired::default(), &before()).await));
+        town.servers.receipt();
+        town
+    }
+
+    /// Makes the file say something else, and the servers run it, as a pass does.
+    async fn write(&mut self, former: &Desired, desired: &Desired) -> Vec<Outcome> {
+        let text = self.file.read(Adopt::No).unwrap().text;
+        let applied = self.file.replace(desired, &text, false).await.unwrap();
+        self.servers.cut_off(&Changes::between(former, desired).users_losing);
+        self.servers.converge(&applied).await
+    }
+
+    /// So many clients whom a reload takes long to look at, and one of each other user, on each.
+    fn clients(&self, busy: usize) -> Vec<Clients> {
+        let of = |nats: &Nats, names: &[&str]| -> Vec<Client> {
+            names.iter().map(|it| nats.client(it, it)).collect()
+        };
+        let on = |nats| Clients {
+            losing: of(nats, &LOSING),
+            keeping: of(nats, &KEEPING),
+            busy: of(nats, &vec!["busy"; busy]),
+        };
+        self.nats.iter().map(on).collect()
+    }
+
+    /// Takes away, and sees that whoever has less is closed before any reload is over, that they
+    /// come back with the new rights only, and that all others stay.
+    async fn take_away(&mut self, clients: Vec<Clients>) -> Receipt {
+        let former: Vec<Value> = self.nats.iter().map(loaded).collect();
+        let (mut watched, mut staying) = (Vec::new(), Vec::new());
+        for (nats, clients) in self.nats.iter().zip(clients) {
+            let losing = clients.losing.into_iter().zip(LOSING);
+            watched.extend(losing.map(|(client, name)| watch(client, name, nats)));
+            staying.push((clients.keeping, clients.busy));
+        }
+        let outcomes = self.write(&before(), &after()).await;
+        assert!(in_step(&outcomes), "{outcomes:#?}");
+        for (number, watched) in watched.into_iter().enumerate() {
+            let (name, nats) = (LOSING[number % 3], &self.nats[number / 3]);
+            let (loaded, back) = watched.await.unwrap();
+            assert_eq!(loaded, former[number / 3], "{name} is closed when the reload is over");
+            let Some(mut back) = back else {
+                assert_ne!(name, "narrowed", "is not let in any more");
+                continue;
+            };
+            if back.flush().is_ok() {
+                assert_eq!(name, "narrowed", "is let in as before");
+                assert!(back.may_publish("a") && !back.may_publish("b"), "has the former rights");
+            }
+            assert!(nats.accepts("narrowed", "narrowed") && nats.accepts("newkey", "other"));
+        }
+        for (mut keeping, busy) in staying {
+            assert!(keeping[0].may_publish("c"), "more was allowed");
+            for mut client in keeping.into_iter().chain(busy) {
+                client.flush().expect("nothing was taken from this one");
+            }
+        }
+        self.servers.receipt().expect("somebody lost something")
+    }
+}
+
+/// Waits until the client is closed, notes what its server has loaded by then, and comes back.
+fn watch(
+    mut client: Client,
+    name: &'static str,
+    nats: &Nats,
+) -> JoinHandle<(Value, Option<Client>)> {
+    let (address, monitor): (SocketAddr, _) = (nats.address, nats.monitor_url());
+    spawn_blocking(move || {
+        client.closed(SOON).unwrap_or_else(|| panic!("{name} is not closed"));
+        let mut varz = http().get(format!("{monitor}/varz")).call().unwrap();
+        let varz: Value = varz.body_mut().read_json().unwrap();
+        let back = eventually("it lets in or refuses", || {
+            match Client::connect(address, Login::Password(name, name)) {
+                Err(why) if why == "the server closed the connection" => None,
+                other => Some(other.ok()),
+            }
+        });
+        (varz["config_load_time"].clone(), back)
+    })
+}
+
+fn loaded(nats: &Nats) -> Value {
+    nats.varz()["config_load_time"].clone()
+}
+
+fn in_step(outcomes: &[Outcome]) -> bool {
+    outcomes.iter().all(|it| matches!(it.state, State::InStep { .. }))
+}
+
+/// Each user's password is the name.
+fn before() -> Desired {
+    // A reload takes long to look at clients of this one.
+    static BUSY: LazyLock<String> = LazyLock::new(|| bcrypt::hash("busy", 10).unwrap());
+    static QUICK: LazyLock<Vec<String>> =
+        LazyLock::new(|| LOSING.iter().chain(&KEEPING).map(|it| bcrypt(it)).collect());
+    let names = LOSING.iter().chain(&KEEPING).zip(&*QUICK);
+    let quick = names.map(|(name, hash)| ((*name).to_owned(), user(hash, &["a", "b"])));
+    let busy = ("busy".to_owned(), user(&BUSY, &["a", "b"]));
+    Desired { users: quick.chain([busy]).collect(), ..Desired::default() }
+}
+
+fn after() -> Desired {
+    let mut desired = before();
+    desired.users.remove("gone");
+    desired.users.insert("newkey".into(), user(&bcrypt("other"), &["a", "b"]));
+    desired.users.get_mut("narrowed").unwrap().grant = may_publish(&["a"]);
+    desired.users.get_mut("widened").unwrap().grant = may_publish(&["a", "b", "c"]);
+    desired
+}
+
+fn user(hash: &str, subjects: &[&str]) -> User {
+    let credential = Credential::Password(PasswordHash(hash.to_owned()));
+    User { credential, grant: may_publish(subjects), connection_types: [].into() }
+}
+
+fn may_publish(subjects: &[&str]) -> Grant {
+    let allow = subjects.iter().map(|it| Subject::parse(it).unwrap()).collect();
+    let publish = Subjects::new(allow, [].into());
+    Grant::Own(Box::new(Rules { publish, ..Rules::default() }))
+}
+
+fn by_system(options: &mut NatsOptions, nats: &Nats) {
+    options.system_url = Some(nats.url());
+    options.system_user = Some(SYSTEM_USER.0.into());
+    options.system_password = Some(Secret::new(SYSTEM_USER.1));
+}
+
+fn by_signal(options: &mut NatsOptions, nats: &Nats) {
+    by_system(options, nats);
+    options.pid_file = vec![nats.pid_file()];
+}
+
+fn without_system(options: &mut NatsOptions, nats: &Nats) {
+    options.pid_file = vec![nats.pid_file()];
+    options.monitor_url = vec![nats.monitor_url()];
+}
+
+fn server(version: Option<&str>) -> Vec<Nats> {
+    vec![Nats::with(Setup { version, extra: SYSTEM_ACCOUNT, ..Setup::default() })]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn who_has_less_is_sent_away_before_the_reload_by_signal_is_over() {
+    for version in VERSIONS {
+        let mut town = Town::of(server(version), by_signal).await;
+        let clients = town.clients(30);
+        let receipt = town.take_away(clients).await;
+        // To the others the server itself may have got first.
+        assert!(receipt.users.contains("narrowed"), "{receipt:?}");
+        assert!(receipt.failure.is_none() && receipt.servers == 1, "{receipt:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn who_has_less_is_sent_away_before_the_reload_over_the_system_account_is_over() {
+    for version in VERSIONS {
+        let mut town = Town::of(server(version), by_system).await;
+        let clients = town.clients(30);
+        let receipt = town.take_away(clients).await;
+        assert_eq!(receipt.users, LOSING.map(str::to_owned).into());
+        assert!(receipt.failure.is_none() && receipt.servers == 1, "{receipt:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn who_has_less_is_sent_away_from_every_server_of_a_cluster() {
+    let nats = Nats::cluster(3, Setup { extra: SYSTEM_ACCOUNT, ..Setup::default() });
+    let mut town = Town::of(nats, by_system).await;
+    let clients = town.clients(10);
+    let receipt = town.take_away(clients).await;
+    assert_eq!(receipt.users, LOSING.map(str::to_owned).into());
+    assert!(receipt.failure.is_none(), "{receipt:?}");
+    assert!(receipt.connections >= 9 && receipt.servers == 3, "{receipt:?}");
+}
+
+/// Whoever connects between the file and the proof may have the former rights; later, nobody has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn who_connects_after_the_reload_stays() {
+    let mut town = Town::of(server(None), by_signal).await;
+    let mut narrowed = town.nats[0].client("narrowed", "narrowed");
+    let text = town.file.read(Adopt::No).unwrap().text;
+    town.file.replace(&after(), &text, false).await.unwrap();
+    town.servers.cut_off(&Changes::between(&before(), &after()).users_losing);
+    town.nats[0].reload().unwrap();
+    let mut later = town.nats[0].client("narrowed", "narrowed");
+    // It runs the file already: nobody orders it to, and nothing was changed by this process.
+    let text = town.file.read(Adopt::No).unwrap().text;
+    let unchanged = town.file.as_it_is(&text).await.unwrap();
+    assert!(in_step(&town.servers.converge(&unchanged).await));
+    assert!(narrowed.closed(SOON).is_some(), "it connected before");
+    assert!(later.flush().is_ok(), "it connected after the reload");
+    assert_eq!(town.servers.receipt().unwrap().connections, 1);
+}
+
+/// More users than are asked for one by one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn many_users_are_sent_away_and_nobody_else() {
+    let mut town = Town::of(server(None), by_system).await;
+    let names: Vec<String> = (0..20).map(|it| format!("user-{it}")).collect();
+    let hash = bcrypt("pass");
+    let with = |subjects: &[&str]| {
+        let mut desired = before();
+        desired.users.extend(names.iter().map(|it| (it.clone(), user(&hash, subjects))));
+        desired
+    };
+    assert!(in_step(&town.write(&before(), &with(&["a", "b"])).await));
+    let mut losing: Vec<_> = names.iter().map(|it| town.nats[0].client(it, "pass")).collect();
+    let mut same = town.nats[0].client("same", "same");
+    assert!(in_step(&town.write(&with(&["a", "b"]), &with(&["a"])).await));
+    assert!(losing.iter_mut().all(|it| it.closed(SOON).is_some()));
+    assert!(same.flush().is_ok());
+    assert_eq!(town.servers.receipt().unwrap().connections, names.len());
+}
+
+/// Who was not cut off since the reload failed, is with the one that comes about.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_failed_reload_sends_nobody_away_and_the_next_one_does() {
+    let mut town = Town::of(server(None), by_signal).await;
+    let mut narrowed = town.nats[0].client("narrowed", "narrowed");
+    let pid_file = town.nats[0].pid_file();
+    let pid = fs::read_to_string(&pid_file).unwrap();
+    write(&pid_file, "");
+    assert!(!in_step(&town.write(&before(), &after()).await));
+    assert!(narrowed.flush().is_ok(), "it would only come back");
+    write(&pid_file, pid);
+    let text = town.file.read(Adopt::No).unwrap().text;
+    let unchanged = town.file.as_it_is(&text).await.unwrap();
+    assert!(in_step(&town.servers.converge(&unchanged).await));
+    assert!(narrowed.closed(SOON).is_some());
+}
+
+/// The order is taken and comes to nothing, over and over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_retry_sends_nobody_away_before_the_server_runs_the_file() {
+    let nats = server(None);
+    let script = nats[0].dir().join("reload");
+    write(&script, format!("kill -HUP {}", nats[0].pid()));
+    let mut town = Town::of(nats, |options, nats| {
+        by_system(options, nats);
+        options.reload_command = Some(format!("sh {}", script.display()));
+        options.reload_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let narrowed = town.nats[0].client("narrowed", "narrowed");
+    let lets_reload = fs::read_to_string(&script).unwrap();
+    write(&script, "true");
+    let watched = watch(narrowed, "narrowed", &town.nats[0]);
+    assert!(!in_step(&town.write(&before(), &after()).await));
+    let back = watched.await.unwrap().1;
+    let mut back = back.expect("the order was taken, and nothing was loaded");
+    assert!(back.closed(SOON).is_some(), "slipped back in before the reload");
+
+    let mut back = town.nats[0].client("narrowed", "narrowed");
+    let text = town.file.read(Adopt::No).unwrap().text;
+    let unchanged = town.file.as_it_is(&text).await.unwrap();
+    assert!(!in_step(&town.servers.converge(&unchanged).await));
+    assert!(back.flush().is_ok(), "it would only come back again");
+    write(&script, lets_reload);
+    assert!(in_step(&town.servers.converge(&unchanged).await));
+    assert!(back.closed(SOON).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn without_the_system_account_the_reload_alone_sees_to_it() {
+    let mut town = Town::of(server(None), without_system).await;
+    let mut narrowed = town.nats[0].client("narrowed", "narrowed");
+    let mut gone = town.nats[0].client("gone", "gone");
+    assert!(in_step(&town.write(&before(), &after()).await));
+    assert!(narrowed.may_publish("a") && !narrowed.may_publish("b"));
+    assert!(gone.closed(SOON).is_some());
+    assert!(town.servers.receipt().is_none());
+}
+
+#[test]
+fn once_says_whom_it_cut_off() {
+    let pb = Pb::start();
+    let nats = Nats::with(Setup { extra: SYSTEM_ACCOUNT, ..Setup::default() });
+    let role = pb.role("clerk", &["a"], &["a"]);
+    pb.user("ann", "ann", &role);
+    let mut pb_nats = PbNats::between(PB_NATS, &pb, &nats);
+    pb_nats.unset("nats.monitor_url");
+    pb_nats.set("nats.system_url", nats.url());
+    pb_nats.set("nats.system_user", SYSTEM_USER.0);
+    pb_nats.set("nats.system_password", SYSTEM_USER.1);
+    assert!(!pb_nats.once().success().stdout.contains("cut off"));
+    let mut ann = nats.client("ann", "ann");
+    pb.update("nats_roles", &role, &json!({ "publish_permissions": ["a", "b"] }));
+    assert!(!pb_nats.once().success().stdout.contains("cut off"));
+    assert!(ann.may_publish("b"));
+    pb.update("nats_roles", &role, &json!({ "publish_permissions": ["a"] }));
+    let said = pb_nats.once().success();
+    let line = "cut off: 1 connection of 1 user (\"ann\") on 1 server, after ";
+    assert!(said.stdout.contains(line), "{said:?}");
+    assert!(said.stderr.contains("cut off"), "{said:?}");
+    assert!(ann.closed(SOON).is_some());
+}
