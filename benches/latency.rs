@@ -71,6 +71,10 @@ fn main() -> Result<()> {
     let listing = through_pocketbase(&pb, &role, &probe, &pb_nats, &nats, changes)?;
     make_view(&pb)?;
     let view = through_pocketbase(&pb, &role, &probe, &pb_nats, &nats, changes)?;
+    pb_nats.unset("pocketbase.url");
+    pb_nats.unset("pocketbase.token_file");
+    pb_nats.set("pocketbase.data_dir", pb.data_dir().display().to_string());
+    let database = through_pocketbase(&pb, &role, &probe, &pb_nats, &nats, changes)?;
     let own = by_hand(&pb, &role, &pb_nats, &nats, changes)?;
 
     let size = fs::metadata(nats.auth_file())?.len();
@@ -82,6 +86,7 @@ fn main() -> Result<()> {
     println!("nats-server's own reload of that file     {own}");
     println!("PocketBase API → in force, export view    {view}  {:>12.2}", ratio(&view));
     println!("PocketBase API → in force, listing        {listing}  {:>12.2}", ratio(&listing));
+    println!("PocketBase API → in force, data_dir       {database}  {:>12.2}", ratio(&database));
     ensure!(ratio(&view) <= TARGET, "with the export view, at most {TARGET:.1} × is wanted");
     Ok(())
 }

@@ -241,6 +241,14 @@ impl AuthFile {
         MainConfig::read(path, &self.path).map(Some).map_err(ApplyError::MainConfig)
     }
 
+    /// What the nats-server program makes of the main config as it is: nothing against it, or
+    /// something. `None` without such a program.
+    pub async fn judgement(&mut self) -> Option<Result<(), String>> {
+        let judge = self.judge().await?;
+        let Some(path) = &self.main_config else { return Some(Ok(())) };
+        Some(judge.ask(path).await.map(drop))
+    }
+
     /// The file as it is, for servers that may not run it yet.
     pub async fn as_it_is(&mut self, text: &str) -> Result<Applied, ApplyError> {
         let judge = self.judge().await;
@@ -567,9 +575,15 @@ impl ApplyError {
             ApplyError::Rejected(_) => {
                 "the former file stays in force; please report it if no setting is to blame"
             }
-            ApplyError::MainConfig(_) => "`nats.config_file` is nats-server's main config file",
+            ApplyError::MainConfig(_) => {
+                "`nats.config_file` is nats-server's main config; what it includes is looked for in \
+                 its own folder, even a path that begins with `/`"
+            }
             ApplyError::Locked { .. } => {
                 "one `pb-nats run` for each auth file; `pb-nats once` works beside it"
+            }
+            ApplyError::Io { source, .. } if source.kind() == io::ErrorKind::InvalidInput => {
+                "`auth_file.group` is a group on this machine, by name or number"
             }
             ApplyError::Io { .. } => {
                 "pb-nats needs to write to the file's folder, which must exist and have room"

@@ -13,7 +13,7 @@ mod subject;
 #[cfg(test)]
 mod tests;
 
-pub use changes::{Changes, Event, EventType, Limits, MaxRemoved, Refused};
+pub use changes::{Changes, Event, EventType, Limits, MaxRemoved, Refused, counted};
 pub use desired::{
     ConnectionType, Credential, Desired, Grant, Policy, Responses, Rules, Subjects, User,
 };

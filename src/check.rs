@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::{
     apply::{Adopt, AuthFile, Placement},
+    auth::counted,
     options::Options,
     reconcile::{Plan, Reconciler, chain},
     server::{Servers, State},
@@ -43,7 +44,7 @@ pub async fn check(options: &Options) -> Vec<Line> {
     lines.push(Line::good(
         "users: in nats-server's global account; its other accounts are not touched",
     ));
-    main_config(options, &mut lines);
+    main_config(options, &mut lines).await;
     servers(options, &mut lines).await;
     match plan(options).await {
         Ok(plan) => records(&plan, &mut lines),
@@ -88,8 +89,23 @@ async fn servers(options: &Options, lines: &mut Vec<Line>) {
 }
 
 /// Whether nats-server takes its users from the auth file.
-fn main_config(options: &Options, lines: &mut Vec<Line>) {
-    let config = match AuthFile::new(options).main_config() {
+async fn main_config(options: &Options, lines: &mut Vec<Line>) {
+    let mut file = AuthFile::new(options);
+    match file.judgement().await {
+        None => {
+            let program = options.nats.server_binary.display();
+            let text = format!("`{program}` cannot be run, so nothing judges a config beforehand");
+            let hint = "set `nats.server_binary`, if nats-server is on this machine";
+            lines.push(Line::doubtful(text, Some(hint.into())));
+        }
+        Some(Err(said)) => {
+            let text = format!("`nats-server -t` has something against the main config: {said}");
+            let hint = "mend it, else nats-server may neither reload nor start";
+            lines.push(Line::doubtful(text, Some(hint.into())));
+        }
+        Some(Ok(())) => (),
+    }
+    let config = match file.main_config() {
         Ok(Some(config)) => config,
         Ok(None) => {
             let text = "`nats.config_file` is not set, so nobody looks whether nats-server includes the auth file";
@@ -103,6 +119,7 @@ fn main_config(options: &Options, lines: &mut Vec<Line>) {
     };
     let placement = config.placement();
     let text = placement.to_string();
+    let in_force = placement == Placement::InForce;
     lines.push(match placement {
         Placement::InForce => Line::good(&text),
         Placement::Unknown(_) => Line::doubtful(text, None),
@@ -111,7 +128,7 @@ fn main_config(options: &Options, lines: &mut Vec<Line>) {
         }
     });
     let vanishing = config.replaced_users();
-    if !vanishing.is_empty() {
+    if in_force && !vanishing.is_empty() {
         let names = vanishing.join(", ");
         let text =
             format!("users in the main config's own `authorization` block have no effect: {names}");
@@ -122,7 +139,8 @@ fn main_config(options: &Options, lines: &mut Vec<Line>) {
 /// What the records amount to, and how far NATS is from it.
 fn records(plan: &Plan, lines: &mut Vec<Line>) {
     let (users, roles) = (plan.desired.users.len(), plan.desired.roles.len());
-    lines.push(Line::good(&format!("records: {users} users, {roles} roles in use")));
+    let (users, roles) = (counted(users, "user"), counted(roles, "role"));
+    lines.push(Line::good(&format!("records: {users}, {roles} in use")));
     for finding in &plan.findings {
         lines.push(Line::doubtful(finding.to_string(), None));
     }

@@ -35,6 +35,8 @@ pub mod auth;
 pub mod apply;
 pub mod server;
 
+mod tls;
+
 pub mod check;
 pub mod reconcile;
 

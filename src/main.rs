@@ -15,7 +15,7 @@ use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use pb_nats::{
     Options, PocketBase, Reconciler,
     apply::{Adopt, ApplyError, Placement},
-    auth::Finding,
+    auth::{Finding, counted},
     check::Verdict,
     options::OptionsError,
     reconcile::{Consent, ReconcileError},
@@ -214,7 +214,7 @@ async fn once(cli: &Cli, arguments: &Once) -> anyhow::Result<ExitCode> {
         Some(changes) => format!("written: {changes}\n"),
         None => "nothing to change\n".to_owned(),
     };
-    let _ = writeln!(text, "{} users", converged.users);
+    let _ = writeln!(text, "{}", counted(converged.users, "user"));
     for server in &converged.servers {
         let _ = writeln!(text, "{server}");
         if let State::Unverified { why } = &server.state {
@@ -314,7 +314,8 @@ async fn render(cli: &Cli) -> anyhow::Result<ExitCode> {
 }
 
 async fn check(cli: &Cli, arguments: &Check) -> anyhow::Result<ExitCode> {
-    let options = options(cli)?;
+    // Its notes are among the lines.
+    let options = Options::load(cli.config.as_deref(), env::vars_os())?;
     let lines = pb_nats::check::check(&options).await;
     if arguments.json {
         print(&format!("{:#}\n", json!(lines)))?;
@@ -455,10 +456,10 @@ fn start_logging(cli: &Cli) -> anyhow::Result<()> {
     let wanted = env::var("RUST_LOG").unwrap_or_default();
     let filter = if wanted.is_empty() {
         EnvFilter::new(match (cli.quiet, cli.verbose) {
-            // What the client of the system account has to say, our own errors say better.
-            (true, _) => "warn,async_nats=off",
-            (false, 0) => "warn,async_nats=off,pb_nats=info",
-            (false, 1) => "warn,async_nats=off,pb_nats=debug",
+            // What these two have to say, our own errors say better.
+            (true, _) => "warn,async_nats=off,rustls_platform_verifier=off",
+            (false, 0) => "warn,async_nats=off,rustls_platform_verifier=off,pb_nats=info",
+            (false, 1) => "warn,async_nats=off,rustls_platform_verifier=off,pb_nats=debug",
             (false, _) => "debug,pb_nats=trace",
         })
     } else {

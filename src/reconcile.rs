@@ -163,7 +163,10 @@ impl<S: Source> Reconciler<S> {
                 () = settled(&mut self.source, self.pace) => (),
                 () = time::sleep(wait) => (),
             }
-            wait = match self.pass(Consent::default()).await {
+            let before = self.findings.clone();
+            let passed = self.pass(Consent::default()).await;
+            tell_findings(&before, &self.findings);
+            wait = match passed {
                 Ok(_) => {
                     backoff.recovered();
                     self.pace.resync
@@ -190,7 +193,7 @@ impl<S: Source> Reconciler<S> {
             }
         };
         let plan = self.decide(&snapshot, &current, main_config.as_ref());
-        self.note(&plan.findings);
+        self.findings = plan.findings;
 
         let wanted = plan.write && (current.desired.is_none() || self.wanted(&snapshot));
         if let Some(refused) = plan.refused.filter(|_| wanted && !consent.removals) {
@@ -345,22 +348,6 @@ impl<S: Source> Reconciler<S> {
             }
         }
     }
-
-    /// Remembers the findings, and says so when they are others than before.
-    fn note(&mut self, findings: &[Finding]) {
-        if self.findings == findings {
-            return;
-        }
-        self.findings = findings.to_vec();
-        let Some(first) = findings.first() else {
-            info!("no findings any more");
-            return;
-        };
-        warn!(findings = findings.len(), %first, "records not honoured; `pb-nats check` lists them");
-        for finding in findings {
-            debug!(%finding);
-        }
-    }
 }
 
 /// Returns once something changed and then nothing for a while, but not too late.
@@ -385,6 +372,21 @@ fn misplaced(main_config: Option<&MainConfig>) -> Option<Placement> {
             None
         }
         misplaced @ (Placement::NotIncluded | Placement::Overridden { .. }) => Some(misplaced),
+    }
+}
+
+/// Says so when the findings are others than before.
+fn tell_findings(before: &[Finding], findings: &[Finding]) {
+    if findings == before {
+        return;
+    }
+    let Some(first) = findings.first() else {
+        info!("no findings any more");
+        return;
+    };
+    warn!(findings = findings.len(), %first, "records not honoured; `pb-nats check` lists them");
+    for finding in findings {
+        debug!(%finding);
     }
 }
 

@@ -11,7 +11,7 @@ pub mod view;
 
 use std::{error::Error, io, path::PathBuf, time::Duration};
 
-use crate::{auth::Snapshot, options::PocketBaseOptions};
+use crate::{auth::Snapshot, options::PocketBaseOptions, tls};
 
 pub use http::Http;
 pub use record::{Field, Schema};
@@ -271,9 +271,6 @@ pub enum SourceError {
 impl SourceError {
     /// What one can do about it.
     pub fn hint(&self) -> Option<String> {
-        let remake = |view: &str| {
-            format!("delete the view `{view}` in PocketBase and let `pb-nats init` make it again")
-        };
         Some(match self {
             SourceError::Settings(_) => {
                 "set `url` and one of `token_file`, `token` or `identity` with its password; \
@@ -288,9 +285,9 @@ impl SourceError {
                  `ca-certificates`"
                     .into()
             }
-            SourceError::Unreachable { url, .. } if url.starts_with("https:") => {
-                "is PocketBase running, is `url` its address, and is the authority of its \
-                 certificate known to the system or in `ca_file`?"
+            SourceError::Unreachable { source, .. } if tls::distrusts(source) => {
+                "the certificate must be valid now and for the host in `url`, and its authority \
+                 known to the system or in `ca_file`"
                     .into()
             }
             SourceError::Unreachable { .. } => {
@@ -319,8 +316,8 @@ impl SourceError {
                 format!("let the list rule of `{collection}` admit the account, or use a superuser")
             }
             SourceError::NoCollection { .. } => {
-                "`pb-nats init` makes missing collections; for existing ones set \
-                 `user_collection` and `role_collection`"
+                "make it in PocketBase, or set `user_collection`, `role_collection` or \
+                 `auth_collection` to the name it has; is `url` PocketBase's address?"
                     .into()
             }
             SourceError::IsView { .. } => "set the collection that the view selects from".into(),
@@ -331,19 +328,21 @@ impl SourceError {
             }
             SourceError::WrongType { .. } => "change the type of the field in PocketBase".into(),
             SourceError::PasswordsHidden { .. } => {
-                "a field of the type \"password\" is carried by the export view, which \
-                 `pb-nats init` makes, or read with `data_dir`"
+                "keep a bcrypt hash (`pb-nats hash`) in a text field and name it in \
+                 `password_field`; or set `data_dir` instead of `url`, on PocketBase's machine"
                     .into()
             }
             SourceError::Torn { .. } => {
-                "the export view, which `pb-nats init` makes, is read in one piece".into()
+                "it is tried again; `data_dir`, on PocketBase's machine, reads in one piece".into()
             }
             SourceError::ViewHidden { view } => {
                 format!("let the list rule of `{view}` admit the account, or use a superuser")
             }
             SourceError::ViewUnknown { view }
             | SourceError::ViewOfOther { view, .. }
-            | SourceError::ViewLacks { view, .. } => remake(view),
+            | SourceError::ViewLacks { view, .. } => {
+                format!("make `{view}` anew, or delete it, and both collections are listed instead")
+            }
             SourceError::NoDatabase(_) | SourceError::NotPocketBaseData { .. } => {
                 "`data_dir` is the folder that PocketBase calls `pb_data`".into()
             }

@@ -52,8 +52,8 @@ pub enum Placement {
 
 impl Placement {
     /// How to mend it.
-    pub const HINT: &str = "put `include \"auth.conf\"` on a line of its own, at the top level of the \
-        main config, behind any `authorization` block";
+    pub const HINT: &str = "put `include \"auth.conf\"`, with the auth file's path as seen from the main \
+        config's folder, on a line of its own at its top level, behind any `authorization` block";
 }
 
 impl fmt::Display for Placement {

@@ -66,7 +66,17 @@ pub enum Refused {
 impl Refused {
     /// What one can do about it.
     pub fn hint(&self) -> &'static str {
-        "the last good state stays in force; if the removal is meant: `pb-nats once --accept-removals`"
+        match self {
+            Refused::TooMany { .. } => {
+                "the last good state stays in force; if the removal is meant: \
+                 `pb-nats once --accept-removals`"
+            }
+            Refused::NoRecords { .. } => {
+                "the last good state stays in force; if there are users in PocketBase, let the \
+                 collection's list rule admit pb-nats's account; if there are to be none: \
+                 `pb-nats once --accept-removals`"
+            }
+        }
     }
 }
 
@@ -199,8 +209,8 @@ impl fmt::Display for Changes {
             ("role", "removed", &self.roles_removed),
         ] {
             if !names.is_empty() {
-                let (count, plural) = (names.len(), if names.len() == 1 { "" } else { "s" });
-                write!(f, "{between}{count} {what}{plural} {came} ({})", few(names))?;
+                let counted = counted(names.len(), what);
+                write!(f, "{between}{counted} {came} ({})", few(names))?;
                 between = ", ";
             }
         }
@@ -215,6 +225,11 @@ impl fmt::Display for Changes {
         }
         if between.is_empty() { f.write_str("nothing") } else { Ok(()) }
     }
+}
+
+/// So many of them, in words.
+pub fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// The first few names.

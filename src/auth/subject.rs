@@ -207,7 +207,9 @@ impl fmt::Display for BadSubject {
             BadSubject::Control => "it has a control character",
             BadSubject::NotLast => "`>` may only be its last token",
             BadSubject::PartOfToken => "`*` and `>` are only wildcards as whole tokens",
-            BadSubject::Queue => "a queue group is only for subscriptions",
+            BadSubject::Queue => {
+                "it has white space; only a subscription has a queue group behind it"
+            }
             BadSubject::UnknownPlaceholder => "its placeholder is not `{{username}}` or `{{id}}`",
             BadSubject::UnsafeValue => {
                 "the user's value for its placeholder has `.`, `*`, `>`, white space or a control \

@@ -46,6 +46,10 @@ impl Options {
             pocketbase.url.as_deref().is_some_and(is_in_the_clear),
             "`pocketbase.url` is not https: credentials and password hashes can be read on the way",
         );
+        note(
+            pocketbase.url.as_deref().is_some_and(|it| it.trim_end_matches('/').ends_with("/api")),
+            "`pocketbase.url` ends in `/api`, which is asked for below it: `/api/api/…`",
+        );
         let everything = |subjects: &[String]| subjects.iter().any(|it| it == ">");
         note(
             everything(&permissions.default_publish) || everything(&permissions.default_subscribe),
@@ -145,6 +149,12 @@ impl PocketBaseOptions {
         )?;
         if let Some(url) = &self.url {
             web_address("pocketbase.url", url)?;
+            refuse(
+                url.trim_end_matches('/').ends_with("/_"),
+                "pocketbase.url",
+                "`pocketbase.url` is the address of PocketBase's dashboard",
+                "leave the `/_/` at its end out",
+            )?;
             refuse(
                 credentials.is_none(),
                 "pocketbase.url",

@@ -586,6 +586,7 @@ mod tests {
             "http://me:hunter2@pb.example.com",
             "http://me@pb.example.com",
             "http://pb.example.com/?a=hunter2",
+            "http://pb.example.com/_/",
         ] {
             let text = format!("[pocketbase]\ntoken = \"t\"\nurl = \"{bad}\"\n");
             let error = from_toml(&text).expect_err(bad);
@@ -905,6 +906,7 @@ mod tests {
         assert_eq!(notes(&quiet.replace("127.0.0.1", "[::1]")), "");
         assert_eq!(notes(&quiet.replace("127.0.0.1", "pocketbase")), "");
         assert!(notes(&quiet.replace("127.0.0.1", "pb.example.com")).contains("not https"));
+        assert!(notes(&quiet.replace("8090", "8090/api/")).contains("`/api/api/…`"));
         assert!(notes(MINIMAL).contains("nothing reloads the server"));
         for (text, part) in [
             ("system_user = \"u\"\nsystem_password = \"p\"", "`nats.system_url` is not set"),

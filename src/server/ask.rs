@@ -14,7 +14,10 @@ use serde_json::json;
 use tokio::time::{self, Instant};
 
 use super::ServerError;
-use crate::options::{NatsOptions, Secret};
+use crate::{
+    options::{NatsOptions, Secret},
+    tls,
+};
 
 /// How long to wait for servers of other clusters, of which nobody knows how many there are.
 const QUIET: Duration = Duration::from_millis(500);
@@ -201,6 +204,7 @@ impl System {
             }
             _ => Login::Nobody,
         };
+        tls::provide();
         Ok(System { urls, address: addresses.join(", "), login, client: None })
     }
 
@@ -426,11 +430,8 @@ impl Monitor {
         let host = url.host_str().unwrap_or_default();
         let port = url.port_or_known_default().unwrap_or_default();
         let address = format!("{host}:{port}");
-        // reqwest takes the process's provider; whoever embeds us may have chosen one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder()
+        let client = tls::client(&url, &[])
             .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|source| ServerError::Monitor { url: address.clone(), source })?;
         Ok(Monitor { url, address, client })

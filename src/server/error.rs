@@ -1,6 +1,8 @@
 //! What can go wrong with a server.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{error::Error, io, path::PathBuf, time::Duration};
+
+use crate::tls;
 
 /// A server does not run what it should, or could not be asked. It goes on with what it runs.
 #[derive(Debug, thiserror::Error)]
@@ -171,7 +173,13 @@ impl ServerError {
     /// What may help.
     pub fn hint(&self) -> Option<String> {
         use io::ErrorKind::{NotFound, PermissionDenied};
+        let distrusted = self.source().is_some_and(tls::distrusts);
         let hint = match self {
+            ServerError::Connect { .. } | ServerError::Monitor { .. } if distrusted => {
+                "the certificate must be valid now and for the host in the URL, and its authority \
+                 known to the system; SSL_CERT_FILE names a file to take instead of the system's"
+                    .into()
+            }
             ServerError::Command { program, source } if source.kind() == NotFound => format!(
                 "is `{program}` installed, and in the PATH of this process? The command's folder is \
                  that of the settings file"
@@ -182,7 +190,8 @@ impl ServerError {
                     .into()
             }
             ServerError::PidFile { source, .. } if source.kind() == NotFound => {
-                "set `pid_file` in nats-server's config to this path; it is written at its start"
+                "is nats-server running, with `pid_file` set to this path in its config? It is \
+                written at its start"
                     .into()
             }
             ServerError::PidFile { .. } => {
@@ -231,8 +240,9 @@ impl ServerError {
                 names in nats-server's config"
                     .into()
             }
-            ServerError::Garbled { .. } => {
-                "`nats.monitor_url` is the server's `http` address, such as http://127.0.0.1:8222"
+            ServerError::Monitor { .. } | ServerError::Garbled { .. } => {
+                "is nats-server running? `nats.monitor_url` is the `http` address in its config, \
+                such as http://127.0.0.1:8222"
                     .into()
             }
             ServerError::Missing { .. } => {
@@ -246,8 +256,7 @@ impl ServerError {
             | ServerError::Signal { .. }
             | ServerError::Credentials { .. }
             | ServerError::Connected { .. }
-            | ServerError::Lost { .. }
-            | ServerError::Monitor { .. } => return None,
+            | ServerError::Lost { .. } => return None,
         };
         Some(hint)
     }

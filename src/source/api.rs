@@ -1,17 +1,16 @@
 //! PocketBase's web API, one request at a time: whom it goes to, and what the answer means.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use reqwest::{
     Certificate, Client, RequestBuilder, StatusCode, Url,
     header::{AUTHORIZATION, HeaderValue, LOCATION},
-    redirect,
 };
 use serde::Deserialize;
 
 use super::SourceError;
-use crate::options::PocketBaseOptions;
+use crate::{options::PocketBaseOptions, tls};
 
 /// The address, and how to talk to it.
 #[derive(Clone, Debug)]
@@ -33,12 +32,7 @@ impl Api {
             return Err(wrong("holds a user name or password, which have settings of their own"));
         }
         let authorities = match &options.ca_file {
-            Some(path) => fs_err::read(path)
-                .map_err(|error| SourceError::Certificates(error.into()))
-                .and_then(|text| {
-                    Certificate::from_pem_bundle(&text)
-                        .map_err(|error| SourceError::Certificates(error.into()))
-                })?,
+            Some(path) => authorities(path)?,
             None => Vec::new(),
         };
         let client = client(&base, &authorities, None)?;
@@ -143,26 +137,27 @@ impl Api {
     }
 }
 
-/// Follows no redirect, so that no token is carried away and no answer comes from elsewhere.
+/// The authorities in this file, which has one at least.
+fn authorities(path: &Path) -> Result<Vec<Certificate>, SourceError> {
+    let text = fs_err::read(path).map_err(|error| SourceError::Certificates(error.into()))?;
+    match Certificate::from_pem_bundle(&text) {
+        Ok(all) if !all.is_empty() => Ok(all),
+        Ok(_) | Err(_) => {
+            let problem = format!("`{}` holds no certificate in PEM form", path.display());
+            Err(SourceError::Certificates(problem.into()))
+        }
+    }
+}
+
 fn client(
     base: &Url,
     authorities: &[Certificate],
     pin: Option<(&str, SocketAddr)>,
 ) -> Result<Client, SourceError> {
-    // It is installed already if another part of the program came first.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut builder = Client::builder()
-        .user_agent(concat!("pb-nats/", env!("CARGO_PKG_VERSION")))
-        .redirect(redirect::Policy::none());
+    let mut builder = tls::client(base, authorities);
     if is_loopback(base) {
         builder = builder.no_proxy();
     }
-    builder = if base.scheme() == "https" {
-        builder.tls_certs_merge(authorities.iter().cloned())
-    } else {
-        // The system may have no authorities, and without TLS need not.
-        builder.tls_certs_only([])
-    };
     if let Some((host, address)) = pin {
         builder = builder.resolve(host, address);
     }

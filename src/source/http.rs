@@ -5,6 +5,7 @@
 //! until PocketBase has confirmed the token.
 
 use std::{
+    io,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -166,7 +167,7 @@ impl Http {
             // One page is read as of one moment. With the same roles before and after it, that
             // moment is the snapshot's; several pages have to be the same twice.
             let whole = match pages {
-                1 => self.roles().await? == now.roles,
+                0 | 1 => self.roles().await? == now.roles,
                 _ => before.as_ref() == Some(&now),
             };
             if whole {
@@ -243,8 +244,8 @@ impl Http {
         }
     }
 
-    /// Calls `each` for every record of a collection, in the order of their ids. Returns how many
-    /// pages that took.
+    /// Calls `each` for every record of a collection, in the order of their ids. Returns on how many
+    /// pages there were any.
     ///
     /// Page numbers would skip records while others are deleted. The last id does not. To ask for
     /// some fields only would take PocketBase twice as long.
@@ -256,7 +257,6 @@ impl Http {
         let per_page = PAGE.to_string();
         let (mut pages, mut last) = (0, String::new());
         loop {
-            pages += 1;
             let filter = format!("id>'{}'", last.replace('\'', "\\'"));
             let mut query = vec![("perPage", &*per_page), ("sort", "id")];
             if !last.is_empty() {
@@ -270,6 +270,7 @@ impl Http {
                 return Err(answer.not_pocketbase());
             }
             id.clone_into(&mut last);
+            pages += usize::from(!page.items.is_empty());
             let complete = page.items.len() < PAGE.min(page.per_page);
             page.items.into_iter().try_for_each(&mut each)?;
             if complete {
@@ -419,7 +420,12 @@ impl Credentials {
 /// Reads a token or password from a file.
 async fn secret(path: &PathBuf) -> Result<Secret, SourceError> {
     let text = fs_err::tokio::read_to_string(path).await.map_err(SourceError::Credentials)?;
-    Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
+    let text = text.trim_end_matches(['\r', '\n']);
+    if text.is_empty() {
+        let empty = format!("`{}` is empty", path.display());
+        return Err(SourceError::Credentials(io::Error::new(io::ErrorKind::InvalidData, empty)));
+    }
+    Ok(Secret::new(text))
 }
 
 /// A page of a listing.

@@ -269,6 +269,21 @@ fn a_main_config_that_is_broken_elsewhere_keeps_nobody_in() {
     assert!(!nats.accepts("bob", PASSWORD) && nats.accepts("ann", PASSWORD));
 }
 
+/// `check` asks nats-server itself, and says if it could not.
+#[test]
+fn what_nats_server_has_against_the_main_config_is_told_beforehand() {
+    let (_pb, nats, mut pb_nats) = town(Setup::default());
+    pb_nats.once().success();
+    let check = |it: &PbNats| it.command(&["check"]).success().stdout;
+    assert!(!check(&pb_nats).contains('!'));
+    let good = fs::read_to_string(nats.config_file()).unwrap();
+    write(nats.config_file(), format!("{good}\nno_such_setting: 1\n"));
+    assert!(check(&pb_nats).contains("no_such_setting"));
+    write(nats.config_file(), &good);
+    pb_nats.set("nats.server_binary", "nats-servr");
+    assert!(check(&pb_nats).contains("! `nats-servr` cannot be run"));
+}
+
 #[test]
 fn a_main_config_that_does_not_use_the_file_is_named() {
     let (_pb, nats, pb_nats) = town(Setup::default());
@@ -334,4 +349,25 @@ fn a_folder_that_may_not_be_written_is_named() {
         "{said}"
     );
     assert!(!nats.is_open());
+}
+
+/// To give a file to another group takes root: `cargo xtask ci` asks for it.
+#[test]
+fn a_new_file_has_the_group_that_is_set() {
+    if env::var_os("PB_NATS_TEST_ROOT").is_none() {
+        return;
+    }
+    let (_pb, nats, mut pb_nats) = town(Setup::default());
+    fs::remove_file(nats.auth_file()).unwrap();
+    pb_nats.set("auth_file.group", "no-such-group");
+    let refused = pb_nats.once().exits(1);
+    assert!(refused.stderr.contains("there is no group `no-such-group`"), "{refused:?}");
+    assert!(!nats.auth_file().exists());
+    pb_nats.set("auth_file.group", "daemon");
+    pb_nats.once().success();
+    let file = fs::metadata(nats.auth_file()).unwrap();
+    let groups = fs::read_to_string("/etc/group").unwrap();
+    let daemon = groups.lines().find_map(|it| it.strip_prefix("daemon:")).unwrap();
+    assert_eq!(file.gid().to_string(), daemon.split(':').nth(1).unwrap());
+    assert_eq!(mode(nats.auth_file()), 0o640);
 }

@@ -13,6 +13,7 @@ mod server;
 mod source;
 mod support;
 mod tidy;
+mod tls;
 
 /// The program under test.
 const PB_NATS: &str = env!("CARGO_BIN_EXE_pb-nats");

@@ -1,7 +1,7 @@
 //! Something between us and PocketBase that does not always mean well.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{Read, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
@@ -130,7 +130,7 @@ fn serve(
     Some(())
 }
 
-fn read_request(client: &mut TcpStream) -> Option<String> {
+pub(crate) fn read_request(client: &mut impl Read) -> Option<String> {
     let mut request = Vec::new();
     let mut some = [0; 4096];
     loop {

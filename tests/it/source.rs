@@ -492,6 +492,9 @@ fn a_token_file_is_read_again_when_it_changes() {
         PocketBaseOptions { token: None, token_file: Some(file.clone()), ..over_http(&pb) };
     let mut source = open(&options);
     assert!(matches!(read(&mut source).unwrap_err(), SourceError::Credentials(_)));
+    write(&file, "\n");
+    let empty = read(&mut source).unwrap_err();
+    assert!(matches!(empty, SourceError::Credentials(_)), "not that PocketBase refuses it");
     write(&file, format!("{}\r\n", service.token));
     assert_eq!(read(&mut source).unwrap().users.len(), 1);
     service.end_tokens(&pb);

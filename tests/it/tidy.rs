@@ -18,6 +18,23 @@ fn generated_pages_are_up_to_date() {
     }
 }
 
+/// What the README shows and links is what is there.
+#[test]
+fn the_readme_names_tests_that_exist_and_shows_the_example_as_it_is() {
+    let readme = fs::read_to_string("README.md").unwrap();
+    let example = fs::read_to_string("examples/embed.rs").unwrap();
+    assert!(readme.contains(&format!("```rust,no_run\n{example}```\n")), "README's example");
+    let mut links = 0;
+    for (before, after) in readme.match_indices("`](tests/it/").map(|(at, _)| readme.split_at(at)) {
+        let name = before.rsplit('`').next().unwrap();
+        let file = after.split(['(', ')']).nth(1).unwrap();
+        let code = fs::read_to_string(file).unwrap_or_default();
+        assert!(code.contains(&format!("fn {name}() {{")), "{file} has no `{name}`");
+        links += 1;
+    }
+    assert!(links > 10, "each promise has a test");
+}
+
 /// `src/auth` is pure: what it decides depends on its arguments and on nothing else.
 #[test]
 fn what_nats_should_allow_is_decided_without_looking_outside() {
@@ -47,9 +64,10 @@ fn rooms_know_only_what_is_behind_them() {
     const ROOMS: &[(&str, &[&str])] = &[
         ("auth", &[]),
         ("options", &["auth", "source"]),
-        ("source", &["auth", "options"]),
+        ("tls", &[]),
+        ("source", &["auth", "options", "tls"]),
         ("apply", &["auth", "options"]),
-        ("server", &["apply", "auth", "options"]),
+        ("server", &["apply", "auth", "options", "tls"]),
         ("reconcile", &["apply", "auth", "options", "server", "source"]),
     ];
     for (name, behind) in ROOMS {
