@@ -341,10 +341,8 @@ impl AuthFile {
         let scratch = TempDir::new().map_err(|err| self.io("checked", err))?;
         let alone = scratch.path().join("auth.conf");
         self.scratch(&alone, text)?;
-        // The folder has another name each time, which would be news each time.
-        let without = |dir: &Path, said: String| said.replace(&format!("{}/", dir.display()), "");
         if let Err(said) = judge.ask(&alone).await {
-            return Err(ApplyError::Rejected(without(scratch.path(), said)));
+            return Err(ApplyError::Rejected(reasons(&said, scratch.path())));
         }
         let Some(main) = self.main_config()? else { return Ok(()) };
         let ask = async |text: &str, name: &str| {
@@ -355,7 +353,7 @@ impl AuthFile {
                 self.scratch(&dir.join(name), &contents)?;
             }
             let asked = judge.ask(&dir.join(MainConfig::FIRST)).await;
-            Ok::<_, ApplyError>(asked.map_err(|said| without(&dir, said)))
+            Ok::<_, ApplyError>(asked.map_err(|said| reasons(&said, &dir)))
         };
         let Err(said) = ask(text, "new").await? else { return Ok(()) };
         if ask(former, "former").await?.is_ok() {
@@ -695,6 +693,17 @@ async fn run(program: &Path, arguments: &[&OsStr]) -> io::Result<std::process::O
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
     time::timeout(CHECK_DEADLINE, command.output()).await?
+}
+
+/// What nats-server said of files in a scratch folder, without the places: nobody can look there, and
+/// of two users with one name it names the one or the other.
+fn reasons(said: &str, folder: &Path) -> String {
+    let folder = format!("{}/", folder.display());
+    let reason = |line: &str| match line.strip_prefix(&folder) {
+        Some(placed) => placed.split_once(": ").map_or(placed, |(_, reason)| reason).to_owned(),
+        None => line.to_owned(),
+    };
+    said.lines().map(reason).collect::<Vec<_>>().join("\n")
 }
 
 /// Names the text, so that the same text is known again.
