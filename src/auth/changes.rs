@@ -248,38 +248,36 @@ impl Event {
     ///
     /// To deactivate a user is to delete it: what counts is who may connect.
     pub fn between(old: &Snapshot, new: &Snapshot) -> Vec<Event> {
-        let mut events = Vec::new();
-        let (before, after) = (active(old), active(new));
-        for (id, user) in &after {
-            match before.get(id) {
-                None => events.push(Event::new(EventType::UserCreate, &user.username)),
-                Some(it) if it != user => {
-                    events.push(Event::new(EventType::UserUpdate, &user.username));
-                }
-                Some(_) => (),
-            }
-        }
-        let gone = before.iter().filter(|(id, _)| !after.contains_key(*id));
-        events.extend(gone.map(|(_, it)| Event::new(EventType::UserDelete, &it.username)));
-
-        let (before, after) = (by_id(&old.roles), by_id(&new.roles));
-        for (id, role) in &after {
-            match before.get(id) {
-                None => events.push(Event::new(EventType::RoleCreate, &role.name)),
-                Some(it) if it != role => {
-                    events.push(Event::new(EventType::RoleUpdate, &role.name));
-                }
-                Some(_) => (),
-            }
-        }
-        let gone = before.iter().filter(|(id, _)| !after.contains_key(*id));
-        events.extend(gone.map(|(_, it)| Event::new(EventType::RoleDelete, &it.name)));
+        use EventType::{RoleCreate, RoleDelete, RoleUpdate, UserCreate, UserDelete, UserUpdate};
+        let name = |it: &UserRecord| it.username.clone();
+        let kinds = [UserCreate, UserUpdate, UserDelete];
+        let mut events = compare(&active(old), &active(new), kinds, name);
+        let name = |it: &RoleRecord| it.name.clone();
+        let kinds = [RoleCreate, RoleUpdate, RoleDelete];
+        events.extend(compare(&by_id(&old.roles), &by_id(&new.roles), kinds, name));
         events
     }
+}
 
-    fn new(kind: EventType, name: &str) -> Event {
-        Event { kind, name: name.to_owned() }
+/// The events that make one set of records, by their ids, the other.
+fn compare<T: PartialEq>(
+    before: &HashMap<&str, &T>,
+    after: &HashMap<&str, &T>,
+    [create, update, delete]: [EventType; 3],
+    name: impl Fn(&T) -> String,
+) -> Vec<Event> {
+    let event = |kind, it: &T| Event { kind, name: name(it) };
+    let mut events = Vec::new();
+    for (id, it) in after {
+        match before.get(id) {
+            None => events.push(event(create, it)),
+            Some(was) if was != it => events.push(event(update, it)),
+            Some(_) => (),
+        }
     }
+    let gone = before.iter().filter(|(id, _)| !after.contains_key(*id));
+    events.extend(gone.map(|(_, it)| event(delete, it)));
+    events
 }
 
 fn by_id(roles: &[RoleRecord]) -> HashMap<&str, &RoleRecord> {
