@@ -6,6 +6,7 @@ use std::{
     collections::BTreeSet,
     ffi::OsStr,
     fmt::Write as _,
+    future,
     io::{self, Write as _},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
@@ -43,6 +44,8 @@ pub struct AuthFile {
     checked_with: Option<(MainConfig, String)>,
     asked: Option<Asked>,
     judge: Option<Judge>,
+    /// The hash of the file that was last kept as good, or could not be.
+    kept: String,
 }
 
 /// Where former files are kept, and how many.
@@ -122,10 +125,12 @@ pub enum Adopt {
 #[non_exhaustive]
 pub enum ApplyError {
     /// The file is somebody else's.
-    #[error("`{path}` was not written by pb-nats")]
+    #[error("`{path}` was not written by this pb-nats{}", by.map(|it| format!(", but by {it}")).unwrap_or_default())]
     Foreign {
         /// The file.
         path: PathBuf,
+        /// Who wrote it, if that is known.
+        by: Option<&'static str>,
     },
     /// The file was written by a later version of pb-nats.
     #[error("`{path}` has format {format}, which is newer than this pb-nats knows")]
@@ -186,6 +191,7 @@ impl AuthFile {
             checked_with: None,
             asked: None,
             judge: None,
+            kept: String::new(),
         }
     }
 
@@ -228,9 +234,9 @@ impl AuthFile {
                 warn!(path = %self.path.display(), %err, "the auth file is torn or was edited");
                 None
             }
-            Found::Newer(_) | Found::Foreign if adopt == Adopt::Yes => None,
+            Found::Newer(_) | Found::Foreign(_) if adopt == Adopt::Yes => None,
             Found::Newer(format) => return Err(ApplyError::Newer { path: path(), format }),
-            Found::Foreign => return Err(ApplyError::Foreign { path: path() }),
+            Found::Foreign(by) => return Err(ApplyError::Foreign { path: path(), by }),
         };
         Ok(Current { text, desired })
     }
@@ -269,30 +275,22 @@ impl AuthFile {
         former: &str,
         stamped: bool,
     ) -> Result<Applied, ApplyError> {
-        let text = render(desired);
-        match parse(&text) {
-            Found::Ours(read) if *read == *desired => (),
-            Found::Torn(err) => return Err(ApplyError::NotReadBack(Some(err))),
-            Found::Ours(_) | Found::Empty | Found::Foreign | Found::Newer(_) => {
-                return Err(ApplyError::NotReadBack(None));
-            }
-        }
-        let hash = hash(&text);
-        let now = jiff::Timestamp::now();
-        let stamp = stamped.then_some(hash);
-        let text = dated(&text, &format!("{now:.0}"), stamp.as_deref());
+        let (text, stamp) = ready(desired, stamped)?;
 
         let judge = self.judge().await;
         let main = self.main_config()?;
         let with = judge.as_ref().zip(main).map(|(judge, main)| (main, judge.version.clone()));
         if with != self.checked_with || with.is_none() {
             // Not seen together before, so nothing is renamed before nats-server has seen it.
-            self.check(judge.as_ref(), &text, former).await?;
+            let good = self.good();
+            let formers = [Some(former), good.as_ref().map(|it| &*it.text)];
+            self.check(judge.as_ref(), &text, &Vec::from_iter(formers.into_iter().flatten()))
+                .await?;
             self.checked_with = with;
         }
         match parse(former) {
             Found::Empty => (),
-            Found::Foreign | Found::Newer(_) => {
+            Found::Foreign(_) | Found::Newer(_) => {
                 self.back_up().map_err(|err| self.io("backed up", err))?;
             }
             Found::Ours(_) | Found::Torn(_) if !self.backups.ours => (),
@@ -307,35 +305,89 @@ impl AuthFile {
         self.applied(true, &text, stamp, judge)
     }
 
-    /// Puts the former file back if nats-server refuses the new one for its own sake.
+    /// Returns if nats-server refuses the file for its own sake: with one of `formers`, or with the
+    /// last good file, it takes the same main config.
     ///
-    /// If the main config is refused with the former file too, the new one stays, so that nobody
-    /// who was removed returns with a restart.
-    pub async fn take_back(&mut self, new: &Applied, former: &str) -> Result<(), ApplyError> {
-        let Some(said) = new.refusal().filter(|_| new.changed) else { return Ok(()) };
-        // Whatever it was, the next file is asked about before it is put in place.
-        self.checked_with = None;
-        let text = self.read(Adopt::Yes)?.text;
-        let checked = self.check(new.judge.as_ref(), &text, former).await;
-        if matches!(checked, Err(ApplyError::Rejected(_))) && !former.trim().is_empty() {
-            self.write(former)?;
-            warn!("the former auth file was put back");
-        } else if checked.is_ok() {
-            warn!(said, "nats-server refuses the main config, with the former auth file too");
+    /// If it takes it with none of them, the file stays, so that nobody who was removed returns with
+    /// a restart.
+    pub async fn refused(&mut self, new: &Applied, formers: &[&Current]) -> ApplyError {
+        new.digest().await;
+        if let Some(said) = new.refusal() {
+            if new.changed {
+                // Whatever it was, the next file is asked about before it is put in place.
+                self.checked_with = None;
+            }
+            match self.refused_itself(new, formers).await {
+                Err(error) => return error,
+                Ok(()) if new.changed => {
+                    warn!(said, "nats-server refuses the main config, with the former file too");
+                }
+                Ok(()) => (),
+            }
         }
-        checked
+        future::pending().await
+    }
+
+    async fn refused_itself(&self, new: &Applied, formers: &[&Current]) -> Result<(), ApplyError> {
+        let text = self.read(Adopt::Yes)?.text;
+        let good = self.good();
+        let formers = formers.iter().copied().chain(&good).map(|it| it.text.as_str());
+        let formers: Vec<&str> = formers.filter(|it| *it != text).collect();
+        if formers.is_empty() {
+            return Ok(());
+        }
+        self.check(new.judge.as_ref(), &text, &formers).await
+    }
+
+    /// Makes the file hold the first of `formers`, or else the last good file, that nats-server takes;
+    /// less what `refused` takes away, so that nobody stays, or comes back, who was to go.
+    ///
+    /// `None`: it takes none of them, and the file holds what it held.
+    pub async fn go_back(
+        &mut self,
+        refused: &Desired,
+        formers: &[&Current],
+    ) -> Result<Option<Applied>, ApplyError> {
+        let now = self.read(Adopt::Yes)?.text;
+        if let Found::Foreign(_) | Found::Newer(_) = parse(&now) {
+            // It was to be adopted, and is nobody's to lose.
+            return Ok(None);
+        }
+        let judge = self.judge().await;
+        let good = self.good();
+        for former in formers.iter().copied().chain(&good) {
+            let Some(desired) = &former.desired else { continue };
+            let reduced = desired.reduced_by(refused);
+            let stamped = stamp(&former.text).is_some();
+            let same = reduced == **desired;
+            let (text, stamp) = if same {
+                (former.text.clone(), stamp(&former.text))
+            } else {
+                ready(&reduced, stamped)?
+            };
+            if self.check(judge.as_ref(), &text, &[""]).await.is_err() {
+                continue;
+            }
+            if text != now {
+                self.write(&text)?;
+                warn!("the former auth file was put back, less what was taken away since");
+            }
+            // Servers that run the very same already are not to reload.
+            return self.applied(!same, &text, stamp, judge).map(Some);
+        }
+        Ok(None)
     }
 
     /// Asks nats-server about `text`, in the place of the auth file, where no server can see it.
     ///
-    /// A refusal counts only if the same main config with `former` is accepted, or if `text` is
-    /// refused on its own: `-t` also refuses what has nothing to do with us, such as a variable
+    /// A refusal counts only if the same main config with one of `formers` is accepted, or if `text`
+    /// is refused on its own: `-t` also refuses what has nothing to do with us, such as a variable
     /// that only the server's environment has.
     async fn check(
         &self,
         judge: Option<&Judge>,
         text: &str,
-        former: &str,
+        formers: &[&str],
     ) -> Result<(), ApplyError> {
         let Some(judge) = judge else { return Ok(()) };
         let scratch = TempDir::new().map_err(|err| self.io("checked", err))?;
@@ -356,8 +408,10 @@ impl AuthFile {
             Ok::<_, ApplyError>(asked.map_err(|said| reasons(&said, &dir)))
         };
         let Err(said) = ask(text, "new").await? else { return Ok(()) };
-        if ask(former, "former").await?.is_ok() {
-            return Err(ApplyError::Rejected(said));
+        for (n, former) in formers.iter().enumerate() {
+            if ask(former, &format!("former-{n}")).await?.is_ok() {
+                return Err(ApplyError::Rejected(said));
+            }
         }
         Ok(())
     }
@@ -439,6 +493,43 @@ impl AuthFile {
             });
         if let Err(err) = noted {
             warn!(path = %path.display(), %err, "what was proven could not be noted");
+        }
+    }
+
+    /// Keeps the file as the last good one: nats-server starts with it.
+    ///
+    /// It is gone back to if a later file turns out to be refused, even by another process.
+    pub fn keep_as_good(&mut self, applied: &Applied) {
+        if self.kept == applied.hash {
+            return;
+        }
+        let path = self.beside("good");
+        let keep = || {
+            let text = fs::read_to_string(&self.path)?;
+            // Somebody may have edited it since.
+            if hash(&text) != applied.hash || fs::read(&path).is_ok_and(|it| it == text.as_bytes())
+            {
+                return Ok(());
+            }
+            let mut staged =
+                tempfile::Builder::new().prefix(".pb-nats-").tempfile_in(folder(&path))?;
+            staged.write_all(text.as_bytes())?;
+            self.keep_mode_and_owner(&self.path, &staged)?;
+            staged.as_file().sync_all()?;
+            staged.persist(&path).map(drop).map_err(|it| it.error)
+        };
+        if let Err(err) = keep() {
+            warn!(path = %path.display(), %err, "the file could not be kept as the last good one");
+        }
+        self.kept.clone_from(&applied.hash);
+    }
+
+    /// The last good file, if there is one.
+    fn good(&self) -> Option<Current> {
+        let text = fs::read_to_string(self.beside("good")).ok()?;
+        match parse(&text) {
+            Found::Ours(desired) => Some(Current { text, desired: Some(desired) }),
+            Found::Torn(_) | Found::Empty | Found::Foreign(_) | Found::Newer(_) => None,
         }
     }
 
@@ -563,7 +654,11 @@ impl ApplyError {
     /// What one can do about it.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
-            ApplyError::Foreign { .. } => {
+            ApplyError::Foreign { by: Some(_), .. } => {
+                "two programs that write one file undo each other: stop the other one, then \
+                 `pb-nats once --adopt`; or set another `auth_file.path`"
+            }
+            ApplyError::Foreign { by: None, .. } => {
                 "`pb-nats once --adopt` backs it up and takes it over; or set another `auth_file.path`"
             }
             ApplyError::Newer { .. } => {
@@ -571,7 +666,8 @@ impl ApplyError {
             }
             ApplyError::NotReadBack(_) => "this is a mistake in pb-nats; please report it",
             ApplyError::Rejected(_) => {
-                "the former file stays in force; please report it if no setting is to blame"
+                "what was in force stays, less what has been taken away since; a record may have \
+                 a name that nats-server's own config has too (`nats.reserved_users`)"
             }
             ApplyError::MainConfig(_) => {
                 "`nats.config_file` is nats-server's main config; what it includes is looked for in \
@@ -648,6 +744,11 @@ impl Applied {
         said.as_ref().ok().cloned().flatten()
     }
 
+    /// Whether nats-server takes the main config as it is on disk, as far as it was asked.
+    pub fn accepted(&self) -> bool {
+        matches!(self.said.get(), Some(Ok(_)))
+    }
+
     /// What nats-server said if it refused the main config as it is on disk.
     pub fn refusal(&self) -> Option<&str> {
         self.said.get()?.as_ref().err().map(String::as_str)
@@ -704,6 +805,21 @@ fn reasons(said: &str, folder: &Path) -> String {
         None => line.to_owned(),
     };
     said.lines().map(reason).collect::<Vec<_>>().join("\n")
+}
+
+/// The text that says this, and its stamp, if it is to have one.
+fn ready(desired: &Desired, stamped: bool) -> Result<(String, Option<String>), ApplyError> {
+    let text = render(desired);
+    match parse(&text) {
+        Found::Ours(read) if *read == *desired => (),
+        Found::Torn(err) => return Err(ApplyError::NotReadBack(Some(err))),
+        Found::Ours(_) | Found::Empty | Found::Foreign(_) | Found::Newer(_) => {
+            return Err(ApplyError::NotReadBack(None));
+        }
+    }
+    let stamp = stamped.then(|| hash(&text));
+    let now = format!("{:.0}", jiff::Timestamp::now());
+    Ok((dated(&text, &now, stamp.as_deref()), stamp))
 }
 
 /// Names the text, so that the same text is known again.

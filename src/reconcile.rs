@@ -201,7 +201,15 @@ impl<S: Source> Reconciler<S> {
         }
         let applied = if wanted {
             let stamped = self.stamped(main_config.as_ref()).await;
-            let applied = self.file.replace(&plan.desired, &current.text, stamped).await?;
+            let applied = match self.file.replace(&plan.desired, &current.text, stamped).await {
+                Err(error @ ApplyError::Rejected(_)) => {
+                    let formers = &[&current];
+                    return Err(self
+                        .go_back(&plan.desired, formers, main_config.as_ref(), error)
+                        .await);
+                }
+                applied => applied?,
+            };
             self.servers.cut_off(&plan.changes.users_losing);
             applied
         } else {
@@ -211,22 +219,42 @@ impl<S: Source> Reconciler<S> {
             self.look = self.filter.is_some().then_some(snapshot);
         }
 
-        let servers = self.enforce(&applied, &current, main_config.as_ref()).await?;
+        let holds =
+            if wanted { &plan.desired } else { current.desired.as_deref().expect("it is whole") };
+        let servers = self.enforce(&applied, holds, &current, main_config.as_ref()).await?;
         tell(&plan.changes, &applied, &servers, begun.elapsed());
         let changes = wanted.then_some(plan.changes);
         let (users, cut_off) = (plan.desired.users.len(), self.servers.receipt());
         Ok(Converged { changes, users, servers, cut_off })
     }
 
-    /// Makes every server run the file, and fails unless each that can be asked does.
+    /// Makes every server run the file, which holds `desired`, and fails unless each that can be
+    /// asked does. A file that nats-server refuses for its own sake does not stay.
     async fn enforce(
         &mut self,
         applied: &Applied,
+        desired: &Desired,
         former: &Current,
         main_config: Option<&MainConfig>,
     ) -> Result<Vec<Outcome>, ReconcileError> {
-        let servers = self.servers.converge(applied).await;
-        self.file.take_back(applied, &former.text).await?;
+        let formers = &[former];
+        let servers = tokio::select! {
+            servers = self.servers.converge(applied) => servers,
+            // There is nothing to wait for then, and nats-server would not start with the file.
+            error = self.file.refused(applied, formers) => {
+                return Err(self.go_back(desired, formers, main_config, error).await);
+            }
+        };
+        self.settle(applied, servers, main_config)
+    }
+
+    /// Holds what servers showed against the main config, and notes what it proves.
+    fn settle(
+        &mut self,
+        applied: &Applied,
+        servers: Vec<Outcome>,
+        main_config: Option<&MainConfig>,
+    ) -> Result<Vec<Outcome>, ReconcileError> {
         if let Err(error) = self.placed(main_config) {
             self.servers.forget();
             return Err(error);
@@ -235,7 +263,40 @@ impl<S: Source> Reconciler<S> {
         if servers.iter().any(|it| matches!(it.state, State::NotInStep { .. })) {
             return Err(ReconcileError::Servers(servers));
         }
+        let shown = |it: &Outcome| match it.state {
+            State::InStep { .. } => true,
+            // The next best: nats-server starts with it.
+            State::Unverified { .. } | State::NotInStep { .. } => applied.accepted(),
+        };
+        if servers.iter().all(shown) {
+            self.file.keep_as_good(applied);
+        }
         Ok(servers)
+    }
+
+    /// Puts in force what there was before `refused`, less what that takes away. Returns why.
+    async fn go_back(
+        &mut self,
+        refused: &Desired,
+        formers: &[&Current],
+        main_config: Option<&MainConfig>,
+        why: ApplyError,
+    ) -> ReconcileError {
+        for former in formers.iter().filter_map(|it| it.desired.as_deref()) {
+            self.servers.cut_off(&Changes::between(former, refused).users_losing);
+        }
+        let back = match self.file.go_back(refused, formers).await {
+            Ok(Some(applied)) => {
+                let servers = self.servers.converge(&applied).await;
+                self.settle(&applied, servers, main_config).map(drop)
+            }
+            Ok(None) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = back {
+            warn!(error = chain(&error), "what was in force before is not proven to be so still");
+        }
+        why.into()
     }
 
     /// Keeps servers to the file as it is, since it cannot be brought up to date: one may have
@@ -246,9 +307,9 @@ impl<S: Source> Reconciler<S> {
         main_config: Option<&MainConfig>,
         why: ReconcileError,
     ) -> ReconcileError {
-        if current.desired.is_some() {
+        if let Some(desired) = &current.desired {
             let kept = match self.file.as_it_is(&current.text).await {
-                Ok(applied) => self.enforce(&applied, current, main_config).await,
+                Ok(applied) => self.enforce(&applied, desired, current, main_config).await,
                 Err(error) => Err(error.into()),
             };
             if let Err(error) = kept {

@@ -152,6 +152,31 @@ impl Changes {
     }
 }
 
+impl Desired {
+    /// This, less what `newer` takes away: what can be in force where `newer` cannot.
+    ///
+    /// It gives nobody anything that `newer` does not give them.
+    #[must_use]
+    pub fn reduced_by(&self, newer: &Desired) -> Desired {
+        let mut reduced = self.clone();
+        for login in losing(self, newer) {
+            let user = newer.users.get(&login).map(|user| {
+                // A role of this name may be another one here.
+                let grant = Grant::Own(Box::new(newer.rules(user).clone()));
+                User { grant, ..user.clone() }
+            });
+            match user {
+                Some(user) => reduced.users.insert(login, user),
+                None => reduced.users.remove(&login),
+            };
+        }
+        let used: BTreeSet<_> =
+            reduced.users.values().filter_map(|it| it.grant.role().cloned()).collect();
+        reduced.roles.retain(|name, _| used.contains(name));
+        reduced
+    }
+}
+
 /// The users of `old` to whom `new` leaves less.
 fn losing(old: &Desired, new: &Desired) -> Vec<String> {
     // Thousands may share a role, and two roles are compared once: they are told apart by place.

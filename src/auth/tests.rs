@@ -471,7 +471,7 @@ fn a_file_that_is_not_just_what_we_write_is_not_taken_for_it() {
         assert!(matches!(parse(&open), Found::Torn(_)), "it may let in more than it says: {open}");
     }
     assert_eq!(parse(" \n"), Found::Empty);
-    assert_eq!(parse("authorization {}"), Found::Foreign);
+    assert_eq!(parse("authorization {}"), Found::Foreign(None));
     assert_eq!(parse(&whole.replace("# format: 1", "# format: 2")), Found::Newer(2));
     let head = whole.find("authorization").unwrap();
     for end in (head..whole.trim_end().len()).filter(|it| whole.is_char_boundary(*it)) {
@@ -744,6 +744,27 @@ proptest! {
         let mut after = rights(&more, &roles);
         after.retain(|login, _| before.contains_key(login) || (*login != hostile.username && *login != hostile.nkey));
         prop_assert_eq!(before, after);
+    }
+
+    /// What is gone back to is no way around what was taken away, and takes no more away.
+    #[test]
+    fn what_is_reduced_has_no_more_than_the_newer_and_keeps_the_rest(
+        users in prop::collection::vec(any_user(), 0..6), newer in prop::collection::vec(any_user(), 0..6),
+        roles in any_roles(), others in any_roles(),
+    ) {
+        let (old, _) = Desired::new(&Snapshot { users, roles }, &policy());
+        let (new, _) = Desired::new(&Snapshot { users: newer, roles: others }, &policy());
+        let reduced = old.reduced_by(&new);
+        prop_assert_eq!(Changes::between(&reduced, &new).users_losing, Vec::<String>::new());
+        let losing = Changes::between(&old, &new).users_losing;
+        for (login, user) in &old.users {
+            if !losing.contains(login) {
+                let now = &reduced.users[login];
+                prop_assert_eq!((&now.credential, reduced.rules(now)), (&user.credential, old.rules(user)));
+            }
+            prop_assert_eq!(reduced.users.contains_key(login), new.users.contains_key(login));
+        }
+        prop_assert_eq!(parse(&render(&reduced)), Found::Ours(Box::new(reduced)));
     }
 
     #[test]

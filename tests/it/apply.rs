@@ -11,10 +11,12 @@ use serde_json::json;
 
 use crate::{
     PB_NATS,
-    support::{Nats, Pb, PbNats, SYSTEM_ACCOUNT, Setup, eventually, write},
+    support::{Nats, Pb, PbNats, SOON, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, eventually, write},
 };
 
 const PASSWORD: &str = "open sesame";
+/// A user of an account, where only nats-server finds it.
+const HIDING: &str = "accounts { A { LIST = [ {user: hidden, password: x} ]\nusers = $LIST } }\n";
 
 /// A PocketBase with ann, a nats-server, and pb-nats between them, read from the database file.
 fn town(setup: Setup<'_>) -> (Pb, Nats, PbNats) {
@@ -210,8 +212,7 @@ fn a_file_keeps_its_owner() {
 /// What only nats-server can know is known before anything is renamed.
 #[test]
 fn a_file_that_nats_server_refuses_for_its_own_sake_is_never_in_place() {
-    let extra = "accounts { A { LIST = [ {user: hidden, password: x} ]\nusers = $LIST } }\n";
-    let (pb, nats, pb_nats) = town(Setup { extra, ..Setup::default() });
+    let (pb, nats, pb_nats) = town(Setup { extra: HIDING, ..Setup::default() });
     pb_nats.once().success();
     let before = fs::metadata(nats.auth_file()).unwrap().ino();
     let hidden = pb.user("hidden", PASSWORD, "");
@@ -228,8 +229,7 @@ fn a_file_that_nats_server_refuses_for_its_own_sake_is_never_in_place() {
 /// In `run`, nats-server is asked beside the reload; what it refuses for its own sake goes back.
 #[test]
 fn a_file_refused_after_the_rename_is_taken_back() {
-    let extra = "accounts { A { LIST = [ {user: hidden, password: x} ]\nusers = $LIST } }\n";
-    let (pb, nats, mut pb_nats) = town(Setup { extra, ..Setup::default() });
+    let (pb, nats, mut pb_nats) = town(Setup { extra: HIDING, ..Setup::default() });
     pb_nats.set("sync.debounce", "10ms");
     pb_nats.set("nats.reload_timeout", "2s");
     let running = pb_nats.run_with(&["-v", "run"]);
@@ -246,6 +246,115 @@ fn a_file_refused_after_the_rename_is_taken_back() {
     pb.delete("nats_users", &hidden);
     pb.user("bob", PASSWORD, "");
     eventually("bob is let in", || nats.accepts("bob", PASSWORD).then_some(()));
+}
+
+/// Of all that is refused, only what is given is in doubt.
+#[test]
+fn who_is_to_go_goes_though_nats_server_refuses_the_new_file() {
+    let hiding = HIDING.trim_end().trim_end_matches('}');
+    let extra = SYSTEM_ACCOUNT.replace("accounts {", &format!("{hiding}\n"));
+    let (pb, nats, mut pb_nats) = town(Setup { extra: &extra, ..Setup::default() });
+    pb_nats.unset("nats.monitor_url");
+    pb_nats.set("nats.system_url", nats.url());
+    pb_nats.set("nats.system_user", SYSTEM_USER.0);
+    pb_nats.set("nats.system_password", SYSTEM_USER.1);
+    let bob = pb.user("bob", PASSWORD, "");
+    let role = pb.role("clerk", &["a", "b"], &[]);
+    pb.user("cat", PASSWORD, &role);
+    // Before anything is renamed, and after.
+    pb_nats.once().success();
+    let (mut connected, mut cat) = (nats.client("bob", PASSWORD), nats.client("cat", PASSWORD));
+    assert!(cat.may_publish("b"));
+    let hidden = pb.user("hidden", PASSWORD, "");
+    pb.update("nats_users", &bob, &json!({"active": false}));
+    pb.update("nats_roles", &role, &json!({"publish_permissions": ["a"]}));
+    let refused = pb_nats.once().exits(1);
+    assert!(refused.stderr.contains("nats-server rejects the new file"), "{refused:?}");
+    assert!(connected.closed(SOON).is_some() && !nats.accepts("bob", PASSWORD));
+    let mut cat = nats.client("cat", PASSWORD);
+    assert!(cat.may_publish("a") && !cat.may_publish("b"));
+    assert!(nats.accepts("ann", PASSWORD) && nats.judge().is_ok());
+    let written = fs::metadata(nats.auth_file()).unwrap().ino();
+    pb_nats.once().exits(1);
+    assert_eq!(fs::metadata(nats.auth_file()).unwrap().ino(), written, "and that is that");
+
+    pb.delete("nats_users", &hidden);
+    pb.update("nats_users", &bob, &json!({"active": true}));
+    pb_nats.set("sync.debounce", "10ms");
+    let running = pb_nats.run();
+    eventually("bob is let in", || nats.accepts("bob", PASSWORD).then_some(()));
+    let mut connected = nats.client("bob", PASSWORD);
+    pb.user("hidden", PASSWORD, "");
+    pb.update("nats_users", &bob, &json!({"active": false}));
+    eventually("bob is out", || (!nats.accepts("bob", PASSWORD)).then_some(()));
+    assert!(connected.closed(SOON).is_some());
+    running.wait_for(|it| it.contains("put back"));
+    eventually("a restart would start", || nats.judge().is_ok().then_some(()));
+    assert!(nats.accepts("ann", PASSWORD) && !nats.accepts("hidden", PASSWORD));
+}
+
+/// As when pb-nats ended between putting a file in place and finding out that it is refused.
+#[test]
+fn a_refused_file_of_another_process_is_taken_back() {
+    for pocketbase_is_there in [true, false] {
+        let (mut pb, mut nats, pb_nats) = town(Setup { extra: HIDING, ..Setup::default() });
+        let bob = pb.user("bob", PASSWORD, "");
+        pb_nats.once().success();
+        pb.user("hidden", PASSWORD, "");
+        pb.update("nats_users", &bob, &json!({"active": false}));
+        write(nats.auth_file(), pb_nats.command(&["render"]).success().stdout);
+        assert!(nats.judge().is_err());
+        if !pocketbase_is_there {
+            pb.stop();
+        }
+        let said = pb_nats.once().exits(1);
+        assert!(said.stderr.contains("put back"), "{said:?}");
+        assert!(!nats.accepts("bob", PASSWORD), "the server runs it");
+        nats.kill();
+        nats.resume();
+        assert!(nats.accepts("ann", PASSWORD) && !nats.accepts("hidden", PASSWORD));
+        assert!(!nats.accepts("bob", PASSWORD));
+    }
+}
+
+#[test]
+fn the_last_good_file_is_kept_as_carefully_and_not_written_needlessly() {
+    let (pb, nats, pb_nats) = town(Setup::default());
+    fs::set_permissions(nats.auth_file(), fs::Permissions::from_mode(0o604)).unwrap();
+    pb_nats.once().success();
+    let good = nats.dir().join(".auth.conf.good");
+    assert_eq!(fs::read(&good).unwrap(), fs::read(nats.auth_file()).unwrap());
+    assert_eq!(mode(&good), 0o604);
+    let inode = fs::metadata(&good).unwrap().ino();
+    pb_nats.once().success();
+    assert_eq!(fs::metadata(&good).unwrap().ino(), inode);
+
+    // What no server runs is not good.
+    let before = fs::read(&good).unwrap();
+    let pid = fs::read_to_string(nats.pid_file()).unwrap();
+    write(nats.pid_file(), "nobody");
+    pb.user("bob", PASSWORD, "");
+    pb_nats.once().exits(1);
+    assert_eq!(fs::read(&good).unwrap(), before);
+    write(nats.pid_file(), pid);
+    pb_nats.once().success();
+    assert_eq!(fs::read(&good).unwrap(), fs::read(nats.auth_file()).unwrap());
+}
+
+#[test]
+fn the_go_library_that_writes_the_same_file_is_named() {
+    let (_pb, nats, pb_nats) = town(Setup::default());
+    let theirs = "\n# Authentication Configuration\n# Auto-generated by pb-nats\n\
+                  # Generated at: 2025-05-11T10:00:00Z\n\nauthorization {\n  users = [ {user: ann, password: x} ]\n}\n";
+    write(nats.auth_file(), theirs);
+    let refused = pb_nats.once().exits(1);
+    assert!(
+        refused.stderr.contains("Go library") && refused.stderr.contains("--adopt"),
+        "{refused:?}"
+    );
+    assert_eq!(fs::read_to_string(nats.auth_file()).unwrap(), theirs);
+    pb_nats.command(&["once", "--adopt"]).success();
+    assert!(nats.accepts("ann", PASSWORD));
 }
 
 #[test]
