@@ -125,7 +125,7 @@ pub enum Adopt {
 #[non_exhaustive]
 pub enum ApplyError {
     /// The file is somebody else's.
-    #[error("`{path}` was not written by this pb-nats{}", by.map(|it| format!(", but by {it}")).unwrap_or_default())]
+    #[error("`{path}` was not written by pb-nats{}", by.map(|it| format!(", but by {it}")).unwrap_or_default())]
     Foreign {
         /// The file.
         path: PathBuf,

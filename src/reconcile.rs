@@ -27,8 +27,17 @@ pub struct Reconciler<S> {
     pace: Pace,
     filter: Option<EventFilter>,
     /// What the source said when the file was last in step with it; kept only for the filter.
-    look: Option<Snapshot>,
+    seen: Option<Snapshot>,
     findings: Vec<Finding>,
+}
+
+/// What a look is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    /// Whatever differs.
+    All,
+    /// Only if somebody is to have less than before; then also whatever differs.
+    Losses,
 }
 
 /// When passes happen.
@@ -133,7 +142,7 @@ impl<S: Source> Reconciler<S> {
                 initial: auth_file.generate_initial,
             },
             filter: EventFilter::both(&sync.ignore_events, options.event_filter.as_ref()),
-            look: None,
+            seen: None,
             findings: Vec::new(),
         })
     }
@@ -156,23 +165,30 @@ impl<S: Source> Reconciler<S> {
             }
         }
         let mut backoff = Backoff::default();
-        let mut wait = Duration::ZERO;
+        let mut agenda = Agenda::new();
         loop {
+            let (at, extent) = agenda.next();
             tokio::select! {
                 () = &mut shutdown => return Ok(()),
-                () = settled(&mut self.source, self.pace) => (),
-                () = time::sleep(wait) => (),
+                () = self.source.changed() => {
+                    agenda.hinted(self.pace);
+                    continue;
+                }
+                () = time::sleep_until(at) => (),
             }
             let before = self.findings.clone();
-            let passed = self.pass(Consent::default()).await;
+            let begun = time::Instant::now();
+            let passed = self.look(Consent::default(), extent).await;
             tell_findings(&before, &self.findings);
-            wait = match passed {
-                Ok(_) => {
+            agenda.looked(begun);
+            match passed {
+                Ok(None) => (),
+                Ok(Some(_)) => {
                     backoff.recovered();
-                    self.pace.resync
+                    agenda.passed(self.pace.resync);
                 }
-                Err(error) => backoff.failed(&error, self.pace.resync),
-            };
+                Err(error) => agenda.passed(backoff.failed(&error, self.pace.resync)),
+            }
         }
     }
 
@@ -180,6 +196,16 @@ impl<S: Source> Reconciler<S> {
     ///
     /// Safe to call at any time and any number of times. When nothing differs, nothing is touched.
     pub async fn pass(&mut self, consent: Consent) -> Result<Converged, ReconcileError> {
+        let passed = self.look(consent, Extent::All).await?;
+        Ok(passed.expect("a pass of all ends with all in force, or with an error"))
+    }
+
+    /// Makes a pass; or `None`, if it is for losses only, and nobody is to have less than before.
+    async fn look(
+        &mut self,
+        consent: Consent,
+        extent: Extent,
+    ) -> Result<Option<Converged>, ReconcileError> {
         let begun = Instant::now();
         // First: else another pass could write what is newer than this look.
         let _lock = self.file.lock_for_a_pass().await?;
@@ -188,6 +214,7 @@ impl<S: Source> Reconciler<S> {
         let main_config = self.file.main_config()?;
         let snapshot = match snapshot {
             Ok(snapshot) => snapshot,
+            Err(_) if extent == Extent::Losses => return Ok(None),
             Err(error) => {
                 return Err(self.keep(&current, main_config.as_ref(), error.into()).await);
             }
@@ -196,6 +223,11 @@ impl<S: Source> Reconciler<S> {
         self.findings = plan.findings;
 
         let wanted = plan.write && (current.desired.is_none() || self.wanted(&snapshot));
+        if extent == Extent::Losses
+            && (!wanted || plan.refused.is_some() || plan.changes.users_losing.is_empty())
+        {
+            return Ok(None);
+        }
         if let Some(refused) = plan.refused.filter(|_| wanted && !consent.removals) {
             return Err(self.keep(&current, main_config.as_ref(), refused.into()).await);
         }
@@ -216,7 +248,7 @@ impl<S: Source> Reconciler<S> {
             self.file.as_it_is(&current.text).await?
         };
         if wanted || !plan.write {
-            self.look = self.filter.is_some().then_some(snapshot);
+            self.seen = self.filter.is_some().then_some(snapshot);
         }
 
         let holds =
@@ -225,7 +257,7 @@ impl<S: Source> Reconciler<S> {
         tell(&plan.changes, &applied, &servers, begun.elapsed());
         let changes = wanted.then_some(plan.changes);
         let (users, cut_off) = (plan.desired.users.len(), self.servers.receipt());
-        Ok(Converged { changes, users, servers, cut_off })
+        Ok(Some(Converged { changes, users, servers, cut_off }))
     }
 
     /// Makes every server run the file, which holds `desired`, and fails unless each that can be
@@ -365,7 +397,7 @@ impl<S: Source> Reconciler<S> {
 
     /// Whether any of what happened since the file was in step is to be applied at once.
     fn wanted(&self, snapshot: &Snapshot) -> bool {
-        let (Some(filter), Some(look)) = (&self.filter, &self.look) else { return true };
+        let (Some(filter), Some(look)) = (&self.filter, &self.seen) else { return true };
         let events = Event::between(look, snapshot);
         // If nothing happened, then the file was edited, and is put right.
         events.is_empty() || events.iter().any(|it| filter.0(it))
@@ -404,23 +436,62 @@ impl<S: Source> Reconciler<S> {
                 Err(error) => backoff.failed(&error.into(), self.pace.resync),
             };
             tokio::select! {
-                () = settled(&mut self.source, self.pace) => (),
+                () = self.source.changed() => (),
                 () = time::sleep(wait) => (),
             }
         }
     }
 }
 
-/// Returns once something changed and then nothing for a while, but not too late.
-async fn settled(source: &mut impl Source, pace: Pace) {
-    source.changed().await;
-    let latest = time::Instant::now() + pace.max_wait;
-    loop {
-        let quiet = time::Instant::now() + pace.debounce;
-        let more = time::timeout_at(quiet.min(latest), source.changed()).await.is_ok();
-        if !more || time::Instant::now() >= latest {
-            return;
+/// When to look next, and for what.
+///
+/// A burst of hints is waited for, since a reload is dear. But it is not told by a hint whether
+/// somebody is to have less, and that is not to wait: so each is also a reason to look for that.
+#[derive(Debug)]
+struct Agenda {
+    /// When to make a pass even without a hint.
+    pass: time::Instant,
+    /// When the burst is over if nothing more comes, and when it counts as over all the same.
+    burst: Option<[time::Instant; 2]>,
+    /// When to look for losses, if there was a hint since the last look.
+    losses: Option<time::Instant>,
+    /// When the next look for losses may be.
+    rested: time::Instant,
+}
+
+impl Agenda {
+    /// The first pass is due.
+    fn new() -> Agenda {
+        let now = time::Instant::now();
+        Agenda { pass: now, burst: None, losses: None, rested: now }
+    }
+
+    fn next(&self) -> (time::Instant, Extent) {
+        let burst = self.burst.iter().flatten();
+        let pass = burst.fold(self.pass, |first, it| first.min(*it));
+        match self.losses {
+            Some(losses) if losses < pass => (losses, Extent::Losses),
+            Some(_) | None => (pass, Extent::All),
         }
+    }
+
+    fn hinted(&mut self, pace: Pace) {
+        let now = time::Instant::now();
+        let [_, latest] = self.burst.unwrap_or([now, now + pace.max_wait]);
+        self.burst = Some([now + pace.debounce, latest]);
+        self.losses.get_or_insert(self.rested.max(now));
+    }
+
+    /// Looks may be long where there are many records, and removals many: four fifths of the time
+    /// belong to others.
+    fn looked(&mut self, begun: time::Instant) {
+        self.losses = None;
+        self.rested = time::Instant::now() + begun.elapsed() * 4;
+    }
+
+    fn passed(&mut self, next: Duration) {
+        self.pass = time::Instant::now() + next;
+        self.burst = None;
     }
 }
 
@@ -548,4 +619,56 @@ fn told(outcomes: &[Outcome]) -> String {
         State::InStep { .. } | State::Unverified { .. } => None,
     });
     told.collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PACE: Pace = Pace {
+        debounce: Duration::from_millis(250),
+        max_wait: Duration::from_secs(2),
+        resync: Duration::from_mins(1),
+        initial: true,
+    };
+    /// How long a look takes.
+    const LOOK: Duration = Duration::from_millis(10);
+
+    /// How many looks of each kind there are while hints come as often as this, and for how long
+    /// after the last of them one is still due.
+    async fn looks(hints: usize, apart: Duration) -> (usize, usize, Duration) {
+        let mut agenda = Agenda::new();
+        agenda.passed(PACE.resync);
+        let (mut losses, mut all) = (0, 0);
+        for _ in 0..hints {
+            agenda.hinted(PACE);
+            let next_hint = time::Instant::now() + apart;
+            while agenda.next().0 < next_hint {
+                let (at, extent) = agenda.next();
+                time::sleep_until(at).await;
+                let begun = time::Instant::now();
+                time::advance(LOOK).await;
+                agenda.looked(begun);
+                match extent {
+                    Extent::Losses => losses += 1,
+                    Extent::All => {
+                        all += 1;
+                        agenda.passed(PACE.resync);
+                    }
+                }
+            }
+            time::sleep_until(next_hint).await;
+        }
+        (losses, all, agenda.next().0 - time::Instant::now())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_leaves_time_for_others_and_comes_to_an_end() {
+        let (losses, all, _) = looks(10_000, Duration::from_millis(1)).await;
+        assert!((200..=260).contains(&losses), "{losses} looks for losses in 12 s");
+        assert!((4..=6).contains(&all), "{all} passes, one each 2 s");
+        let (losses, all, next) = looks(1, Duration::from_secs(1)).await;
+        assert_eq!((losses, all), (1, 1));
+        assert!(next > Duration::from_secs(50), "nothing is left to do");
+    }
 }

@@ -8,6 +8,7 @@ use pb_nats::{
     options::{NatsOptions, Options, Secret},
     server::{Outcome, Receipt, Servers, State},
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -265,6 +266,38 @@ async fn many_users_are_sent_away_and_nobody_else() {
     assert!(losing.iter_mut().all(|it| it.closed(SOON).is_some()));
     assert!(same.flush().is_ok());
     assert_eq!(town.servers.receipt().unwrap().connections, names.len());
+}
+
+/// More than a server lists at once, and those who are to go at the end of the list.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn nobody_is_overlooked_among_very_many_connections() {
+    const MANY: usize = 1100;
+    // Many systems let a process have 1,024 at first.
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let mut town = Town::of(server(None), by_system).await;
+    let names: Vec<String> = (0..20).map(|it| format!("user-{it}")).collect();
+    let hash = bcrypt("pass");
+    let with = |subjects: &[&str], same: &[&str]| {
+        let mut desired = before();
+        desired.users.extend(names.iter().map(|it| (it.clone(), user(&hash, subjects))));
+        desired.users.get_mut("same").unwrap().grant = may_publish(same);
+        desired
+    };
+    let [all, fewer, none] = [with(&["a"], &["a"]), with(&[], &["a"]), with(&[], &[])];
+    assert!(in_step(&town.write(&before(), &all).await));
+    town.servers.receipt();
+    let mut same: Vec<_> = (0..MANY).map(|_| town.nats[0].client("same", "same")).collect();
+    let mut losing: Vec<_> = names.iter().map(|it| town.nats[0].client(it, "pass")).collect();
+    assert!(in_step(&town.write(&all, &fewer).await));
+    assert!(losing.iter_mut().all(|it| it.closed(SOON).is_some()));
+    assert_eq!(town.servers.receipt().unwrap().connections, names.len());
+    assert!(same.iter_mut().all(|it| it.flush().is_ok()), "nothing was taken from these");
+
+    assert!(in_step(&town.write(&fewer, &none).await));
+    assert!(same.iter_mut().all(|it| it.closed(SOON).is_some()));
+    let receipt = town.servers.receipt().unwrap();
+    assert!(receipt.failure.is_none() && receipt.connections == MANY, "{receipt:?}");
 }
 
 /// Who was not cut off since the reload failed, is with the one that comes about.

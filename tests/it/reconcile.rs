@@ -8,7 +8,8 @@ use crate::{
     PB_NATS,
     middlebox::{Fate, Middlebox},
     support::{
-        Nats, Optional, Pb, PbNats, Process, Setup, Signal, Users, eventually, poll, tool, write,
+        Nats, Optional, Pb, PbNats, Process, Setup, Signal, Users, bcrypt, eventually, poll, tool,
+        write,
     },
 };
 
@@ -374,6 +375,59 @@ fn a_burst_that_never_ends_is_not_waited_for() {
         pb.update("nats_roles", &clerk.role, &json!({"name": "clerk"}));
         nats.accepts("bob", PASSWORD).then_some(())
     });
+}
+
+#[test]
+fn who_is_to_have_less_does_not_wait_for_the_end_of_a_burst() {
+    let (pb, nats, mut pb_nats, clerk) = town();
+    pb_nats.set("sync.debounce", "1h");
+    pb_nats.set("sync.max_wait", "1h");
+    let eve = pb.user("eve", PASSWORD, &clerk.role);
+    let _running = pb_nats.run();
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+    let mut ann = nats.client("ann", PASSWORD);
+    assert!(ann.may_publish("orders.1"));
+
+    pb.user("bob", PASSWORD, &clerk.role);
+    let early = poll(Duration::from_secs(2), || nats.accepts("bob", PASSWORD).then_some(()));
+    assert!(early.is_none(), "what is given can wait");
+    pb.update("nats_users", &eve, &json!({"active": false}));
+    eventually("eve is out", || (!nats.accepts("eve", PASSWORD)).then_some(()));
+    assert!(nats.accepts("bob", PASSWORD), "a file is of all");
+    pb.update("nats_roles", &clerk.role, &json!({"publish_permissions": ["invoices"]}));
+    eventually("it is narrowed", || (!ann.may_publish("orders.1")).then_some(()));
+    pb.update("nats_users", &clerk.ann, &json!({"password": bcrypt("another")}));
+    eventually("the password is another", || nats.accepts("ann", "another").then_some(()));
+    assert!(!nats.accepts("ann", PASSWORD));
+}
+
+/// Each reload costs every client of the server.
+#[test]
+fn a_burst_is_few_reloads_even_of_removals() {
+    let (pb, nats, mut pb_nats, clerk) = town();
+    pb_nats.set("sync.min_removed", 1000);
+    pb_nats.set("pocketbase.resync_interval", "1h");
+    let hash = bcrypt(PASSWORD);
+    let add = |number: usize| {
+        let name = format!("user-{number}");
+        pb.create("nats_users", &json!({"username": name, "password": hash, "active": true}))
+    };
+    let mut records: Vec<String> = (0..2).map(add).collect();
+    let running = pb_nats.run();
+    eventually("user-1 is let in", || nats.accepts("user-1", PASSWORD).then_some(()));
+    let reloads = || running.lines().iter().filter(|it| it.contains("in force")).count();
+    let before = reloads();
+    records.extend((2..300).map(add));
+    eventually("the last is let in", || nats.accepts("user-299", PASSWORD).then_some(()));
+    let given = reloads() - before;
+    assert!(given <= 10, "{given} reloads");
+    for record in &records {
+        pb.update("nats_users", record, &json!({"active": false}));
+    }
+    eventually("the last is out", || (!nats.accepts("user-299", PASSWORD)).then_some(()));
+    let taken = reloads() - before - given;
+    assert!(taken < records.len() / 4, "{taken} reloads");
+    assert!(nats.accepts("ann", PASSWORD), "{}", clerk.ann);
 }
 
 /// What a server ran while its config left the file out says nothing of the file.
