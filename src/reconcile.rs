@@ -36,8 +36,9 @@ pub struct Reconciler<S> {
 enum Extent {
     /// Whatever differs.
     All,
-    /// Only if somebody is to have less than before; then also whatever differs.
-    Losses,
+    /// Only if somebody is to have less than before, and no more than so many are to go; then also
+    /// whatever differs.
+    Losses { most_removed: usize },
 }
 
 /// When passes happen.
@@ -167,7 +168,7 @@ impl<S: Source> Reconciler<S> {
         let mut backoff = Backoff::default();
         let mut agenda = Agenda::new();
         loop {
-            let (at, extent) = agenda.next();
+            let (at, extent) = agenda.next(self.limits);
             tokio::select! {
                 () = &mut shutdown => return Ok(()),
                 () = self.source.changed() => {
@@ -183,9 +184,13 @@ impl<S: Source> Reconciler<S> {
             agenda.looked(begun);
             match passed {
                 Ok(None) => (),
-                Ok(Some(_)) => {
+                Ok(Some(passed)) => {
                     backoff.recovered();
-                    agenda.passed(self.pace.resync);
+                    let removed = passed.changes.map_or(0, |it| it.users_removed.len());
+                    match extent {
+                        Extent::All => agenda.passed(self.pace.resync),
+                        Extent::Losses { .. } => agenda.early += removed,
+                    }
                 }
                 Err(error) => agenda.passed(backoff.failed(&error, self.pace.resync)),
             }
@@ -214,7 +219,7 @@ impl<S: Source> Reconciler<S> {
         let main_config = self.file.main_config()?;
         let snapshot = match snapshot {
             Ok(snapshot) => snapshot,
-            Err(_) if extent == Extent::Losses => return Ok(None),
+            Err(_) if extent != Extent::All => return Ok(None),
             Err(error) => {
                 return Err(self.keep(&current, main_config.as_ref(), error.into()).await);
             }
@@ -223,8 +228,11 @@ impl<S: Source> Reconciler<S> {
         self.findings = plan.findings;
 
         let wanted = plan.write && (current.desired.is_none() || self.wanted(&snapshot));
-        if extent == Extent::Losses
-            && (!wanted || plan.refused.is_some() || plan.changes.users_losing.is_empty())
+        if let Extent::Losses { most_removed } = extent
+            && (!wanted
+                || plan.refused.is_some()
+                || plan.changes.users_losing.is_empty()
+                || plan.changes.users_removed.len() > most_removed)
         {
             return Ok(None);
         }
@@ -446,7 +454,8 @@ impl<S: Source> Reconciler<S> {
 /// When to look next, and for what.
 ///
 /// A burst of hints is waited for, since a reload is dear. But it is not told by a hint whether
-/// somebody is to have less, and that is not to wait: so each is also a reason to look for that.
+/// somebody is to have less, and that is not to wait: so each is also a reason to look for that. Only
+/// as many are removed that way as the guard lets pass anyhow: it has to see a burst as a whole.
 #[derive(Debug)]
 struct Agenda {
     /// When to make a pass even without a hint.
@@ -457,20 +466,25 @@ struct Agenda {
     losses: Option<time::Instant>,
     /// When the next look for losses may be.
     rested: time::Instant,
+    /// How many users were removed ahead of the burst's end.
+    early: usize,
 }
 
 impl Agenda {
     /// The first pass is due.
     fn new() -> Agenda {
         let now = time::Instant::now();
-        Agenda { pass: now, burst: None, losses: None, rested: now }
+        Agenda { pass: now, burst: None, losses: None, rested: now, early: 0 }
     }
 
-    fn next(&self) -> (time::Instant, Extent) {
+    fn next(&self, limits: Limits) -> (time::Instant, Extent) {
         let burst = self.burst.iter().flatten();
         let pass = burst.fold(self.pass, |first, it| first.min(*it));
         match self.losses {
-            Some(losses) if losses < pass => (losses, Extent::Losses),
+            Some(losses) if losses < pass => {
+                let most_removed = limits.min_removed.saturating_sub(1 + self.early);
+                (losses, Extent::Losses { most_removed })
+            }
             Some(_) | None => (pass, Extent::All),
         }
     }
@@ -492,6 +506,7 @@ impl Agenda {
     fn passed(&mut self, next: Duration) {
         self.pass = time::Instant::now() + next;
         self.burst = None;
+        self.early = 0;
     }
 }
 
@@ -557,7 +572,7 @@ impl Backoff {
     fn failed(&mut self, failure: &ReconcileError, resync: Duration) -> Duration {
         self.wait = match failure {
             // It takes a person, and no hint of theirs will be missed.
-            ReconcileError::Guard(_) => resync,
+            ReconcileError::Guard(_) => resync.min(Backoff::AGAIN),
             _ => (self.wait * 2).clamp(Backoff::FIRST, Backoff::LONGEST),
         };
         let text = chain(failure);
@@ -567,7 +582,11 @@ impl Backoff {
             debug!(error = text, retry = ?self.wait, "still failing");
         } else {
             let (retry, hint) = (self.wait, failure.hint());
-            error!(error = text, hint, ?retry, "the last good state stays in force");
+            let would_go = match failure {
+                ReconcileError::Guard(refused) => Some(listed(refused.removed())),
+                _ => None,
+            };
+            error!(error = text, would_go, hint, ?retry, "the last good state stays in force");
             self.said = Some((text, Instant::now()));
         }
         self.wait
@@ -579,6 +598,14 @@ impl Backoff {
             info!("recovered");
         }
     }
+}
+
+/// Names for a line of the log, which nobody reads to the end of.
+fn listed(names: &[String]) -> String {
+    const MOST: usize = 100;
+    let more = names.len().saturating_sub(MOST);
+    let listed = names.iter().take(MOST).map(|it| format!("{it:?}")).collect::<Vec<_>>().join(", ");
+    if more > 0 { format!("{listed} and {more} more") } else { listed }
 }
 
 /// The error and its causes, in one line.
@@ -624,6 +651,7 @@ fn told(outcomes: &[Outcome]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::MaxRemoved;
 
     const PACE: Pace = Pace {
         debounce: Duration::from_millis(250),
@@ -631,6 +659,7 @@ mod tests {
         resync: Duration::from_mins(1),
         initial: true,
     };
+    const LIMITS: Limits = Limits { max_removed: MaxRemoved::Share(0.5), min_removed: 10 };
     /// How long a look takes.
     const LOOK: Duration = Duration::from_millis(10);
 
@@ -643,14 +672,14 @@ mod tests {
         for _ in 0..hints {
             agenda.hinted(PACE);
             let next_hint = time::Instant::now() + apart;
-            while agenda.next().0 < next_hint {
-                let (at, extent) = agenda.next();
+            while agenda.next(LIMITS).0 < next_hint {
+                let (at, extent) = agenda.next(LIMITS);
                 time::sleep_until(at).await;
                 let begun = time::Instant::now();
                 time::advance(LOOK).await;
                 agenda.looked(begun);
                 match extent {
-                    Extent::Losses => losses += 1,
+                    Extent::Losses { .. } => losses += 1,
                     Extent::All => {
                         all += 1;
                         agenda.passed(PACE.resync);
@@ -659,7 +688,7 @@ mod tests {
             }
             time::sleep_until(next_hint).await;
         }
-        (losses, all, agenda.next().0 - time::Instant::now())
+        (losses, all, agenda.next(LIMITS).0 - time::Instant::now())
     }
 
     #[tokio::test(start_paused = true)]

@@ -64,12 +64,19 @@ pub enum Refused {
 }
 
 impl Refused {
+    /// Who would go: all of them.
+    pub fn removed(&self) -> &[String] {
+        match self {
+            Refused::TooMany { removed, .. } | Refused::NoRecords { removed } => removed,
+        }
+    }
+
     /// What one can do about it.
     pub fn hint(&self) -> &'static str {
         match self {
             Refused::TooMany { .. } => {
-                "the last good state stays in force; if the removal is meant: \
-                 `pb-nats once --accept-removals`"
+                "the last good state stays in force, and `pb-nats plan` lists who would go; if the \
+                 removal is meant: `pb-nats once --accept-removals`"
             }
             Refused::NoRecords { .. } => {
                 "the last good state stays in force; if there are users in PocketBase, let the \

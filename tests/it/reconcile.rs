@@ -149,6 +149,34 @@ fn losing_most_users_is_held_back_until_it_is_accepted() {
 }
 
 #[test]
+fn run_says_who_would_go_and_goes_on_once_it_is_settled() {
+    let (pb, nats, mut pb_nats, _) = town();
+    pb_nats.set("sync.min_removed", 1);
+    pb_nats.set("sync.max_removed", 0);
+    let names: Vec<String> = (0..120).map(|it| format!("user-{it:03}")).collect();
+    let hash = bcrypt(PASSWORD);
+    let add = |name: &String| {
+        pb.create("nats_users", &json!({"username": name, "password": hash, "active": true}))
+    };
+    let records: Vec<_> = names.iter().map(add).collect();
+    let running = pb_nats.run();
+    eventually("all are let in", || nats.accepts(&names[119], PASSWORD).then_some(()));
+    let set = |active: bool| {
+        for it in &records {
+            pb.update("nats_users", it, &json!({"active": active}));
+        }
+    };
+    set(false);
+    // Only the last such line is of all of them, and it depends on the burst when that comes.
+    let told = running.wait_for(|it| it.contains("would_go") && it.contains("and 20 more"));
+    assert!(told.contains("user-099") && !told.contains("user-100"), "{told}");
+    assert!(told.contains("--accept-removals"), "{told}");
+    set(true);
+    running.wait_for(|it| it.contains("recovered"));
+    assert!(nats.accepts("user-119", PASSWORD));
+}
+
+#[test]
 fn no_records_at_all_are_held_back_and_accepted_they_lock_the_server() {
     let (pb, nats, pb_nats, clerk) = town();
     pb_nats.once().success();
@@ -405,7 +433,7 @@ fn who_is_to_have_less_does_not_wait_for_the_end_of_a_burst() {
 #[test]
 fn a_burst_is_few_reloads_even_of_removals() {
     let (pb, nats, mut pb_nats, clerk) = town();
-    pb_nats.set("sync.min_removed", 1000);
+    pb_nats.set("sync.min_removed", 100_000);
     pb_nats.set("pocketbase.resync_interval", "1h");
     let hash = bcrypt(PASSWORD);
     let add = |number: usize| {
@@ -428,6 +456,34 @@ fn a_burst_is_few_reloads_even_of_removals() {
     let taken = reloads() - before - given;
     assert!(taken < records.len() / 4, "{taken} reloads");
     assert!(nats.accepts("ann", PASSWORD), "{}", clerk.ann);
+}
+
+/// Who deletes record by record is as much of an accident as who deletes them all at once.
+#[test]
+fn the_guard_sees_a_burst_of_removals_as_a_whole() {
+    let (pb, nats, mut pb_nats, _) = town();
+    let hash = bcrypt(PASSWORD);
+    let add = |number: usize| {
+        let name = format!("user-{number}");
+        pb.create("nats_users", &json!({"username": name, "password": hash, "active": true}))
+    };
+    let records: Vec<String> = (0..40).map(add).collect();
+    pb_nats.set("sync.debounce", "1h");
+    pb_nats.set("sync.max_wait", "1h");
+    let running = pb_nats.run();
+    eventually("all are let in", || nats.accepts("user-39", PASSWORD).then_some(()));
+    for (number, record) in records.iter().enumerate() {
+        pb.delete("nats_users", record);
+        if number < 9 {
+            // Each by itself, as the guard lets so few pass.
+            let gone = || (!nats.accepts(&format!("user-{number}"), PASSWORD)).then_some(());
+            eventually("the first few go at once", gone);
+        }
+    }
+    let more = poll(Duration::from_secs(2), || (!nats.accepts("user-9", PASSWORD)).then_some(()));
+    assert!(more.is_none(), "{:?}", running.lines());
+    pb_nats.once().exits(4);
+    assert!(nats.accepts("user-9", PASSWORD));
 }
 
 /// What a server ran while its config left the file out says nothing of the file.
