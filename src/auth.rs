@@ -6,6 +6,7 @@
 mod changes;
 pub mod conf;
 mod desired;
+mod diff;
 mod finding;
 mod render;
 mod snapshot;
@@ -17,6 +18,7 @@ pub use changes::{Changes, Event, EventType, Limits, MaxRemoved, Refused, counte
 pub use desired::{
     ConnectionType, Credential, Desired, Grant, Policy, Responses, Rules, Subjects, User,
 };
+pub use diff::{Answers, Change, Diff, Holding, Hunk, Rights};
 pub use finding::{Effect, Finding, Problem};
 pub use render::{Found, dated, parse, render, stamp};
 pub use snapshot::{PasswordHash, Permissions, RoleRecord, Snapshot, UserRecord};

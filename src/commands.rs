@@ -1,6 +1,7 @@
 //! The commands, a file each, and what they share.
 
 pub(crate) mod check;
+pub(crate) mod diff;
 pub(crate) mod hash;
 pub(crate) mod once;
 pub(crate) mod plan;

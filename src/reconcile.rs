@@ -1,6 +1,7 @@
 //! The pass and the loop.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     pin::pin,
     time::{Duration, Instant},
 };
@@ -66,6 +67,8 @@ pub struct Plan {
     pub desired: Desired,
     /// How the file differs from that.
     pub changes: Changes,
+    /// What the file says now, if it says anything that counts.
+    pub former: Option<Box<Desired>>,
     /// Whether the file would be written: it differs in meaning, or is not whole.
     pub write: bool,
     /// Why the pass would be held back.
@@ -369,7 +372,16 @@ impl<S: Source> Reconciler<S> {
         if !plan.write && plan.misplaced.is_none() {
             plan.servers = self.servers.survey(&self.file.as_it_is(&current.text).await?).await;
         }
+        plan.former = current.desired;
         Ok(plan)
+    }
+
+    /// As [`Servers::connections`].
+    pub async fn connections(
+        &mut self,
+        users: &BTreeSet<String>,
+    ) -> Option<Result<BTreeMap<String, usize>, ServerError>> {
+        self.servers.connections(users).await
     }
 
     /// What NATS should allow now, and what had to be left out. Looks at no auth file.
@@ -398,6 +410,7 @@ impl<S: Source> Reconciler<S> {
             desired,
             changes,
             findings,
+            former: None,
             misplaced: None,
             servers: Vec::new(),
         }

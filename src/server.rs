@@ -14,6 +14,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures_util::future::join_all;
 use tokio::time::{self, Instant};
 use tracing::warn;
 
@@ -242,6 +243,34 @@ impl Servers {
         };
         let shows = matches!(&self.known[..], [known] if one(known));
         !answers.is_empty() && answers.iter().all(knows) && !shows
+    }
+
+    /// How many connections these users have now, over all servers. Who has none is not in it.
+    ///
+    /// `None`: the settings name no system account, and nobody else knows.
+    pub async fn connections(
+        &mut self,
+        users: &BTreeSet<String>,
+    ) -> Option<Result<BTreeMap<String, usize>, ServerError>> {
+        self.ask.system()?;
+        let answers = self.look(LOOK).await;
+        let system = self.ask.system()?;
+        let deadline = Instant::now() + LOOK;
+        let each = answers
+            .into_iter()
+            .map(async |answer| system.connections(&answer.running?, users, deadline).await);
+        let mut counts = BTreeMap::new();
+        for found in join_all(each).await {
+            match found {
+                Ok(found) => {
+                    for connection in found {
+                        *counts.entry(connection.user).or_default() += 1;
+                    }
+                }
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        Some(Ok(counts))
     }
 
     /// Closes the connections that these users have now, with the next order to reload.

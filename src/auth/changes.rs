@@ -1,12 +1,10 @@
-use std::{
-    collections::{BTreeSet, HashMap},
-    fmt,
-};
+use std::{collections::HashMap, fmt};
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::{
     Desired, Grant, Responses, RoleRecord, Rules, Snapshot, Subject, Subjects, User, UserRecord,
+    diff::within,
 };
 
 /// How one [`Desired`] differs from another in meaning, for people and for [`Limits`].
@@ -216,11 +214,6 @@ fn narrows(old: &Rules, new: &Rules) -> bool {
 }
 
 fn narrows_one(old: &Subjects, new: &Subjects) -> bool {
-    // What is said of a queue group holds for no other, and what is said of none for all.
-    let within = |all: &BTreeSet<Subject>, it: &Subject| {
-        all.contains(it)
-            || all.iter().any(|wide| wide.subject() == wide.as_str() && wide.covers(it))
-    };
     let gone = old.allow().iter().any(|it| !within(new.allow(), it));
     let denied = |it: &&Subject| {
         !within(old.deny(), it) && old.allow().iter().any(|allowed| allowed.overlaps(it))

@@ -1,15 +1,15 @@
 //! `pb-nats plan` and `pb-nats render`.
 
-use std::{fmt::Write as _, process::ExitCode};
+use std::{collections::BTreeMap, fmt::Write as _, process::ExitCode};
 
 use pb_nats::{
     apply::{Adopt, Placement},
-    auth,
-    server::State,
+    auth::{self, Changes, Diff, counted},
+    server::{ServerError, State},
 };
 use serde_json::json;
 
-use super::{open, print, tell_findings};
+use super::{diff, open, print, tell_findings};
 use crate::{Cli, EXIT_HELD_BACK, EXIT_PENDING};
 
 #[derive(clap::Args)]
@@ -26,6 +26,10 @@ pub(crate) async fn plan(cli: &Cli, arguments: &Plan) -> anyhow::Result<ExitCode
     let (mut reconciler, _) = open(cli)?;
     let plan = reconciler.plan(Adopt::No).await?;
     tell_findings(&plan.findings);
+    let former = plan.former.as_deref().cloned().unwrap_or_default();
+    let diff = Diff::between(&former, &plan.desired);
+    let users = diff.users();
+    let connections = if users.is_empty() { None } else { reconciler.connections(&users).await };
     let pending = plan.write
         || plan.misplaced.is_some()
         || plan.servers.iter().any(|it| matches!(it.state, State::NotInStep { .. }));
@@ -44,6 +48,14 @@ pub(crate) async fn plan(cli: &Cli, arguments: &Plan) -> anyhow::Result<ExitCode
             "held_back": plan.refused.as_ref().map(ToString::to_string),
             "misplaced": plan.misplaced.as_ref().map(ToString::to_string),
             "changes": plan.changes,
+            "diff": diff,
+            "connections": connections.as_ref().map(|it| match it {
+                Ok(counts) => {
+                    let (all, closed) = touched(counts, &plan.changes.users_losing);
+                    json!({ "touched": all, "closed": closed, "by_user": counts })
+                }
+                Err(error) => json!({ "error": error.to_string() }),
+            }),
             "users": plan.desired.users.len(),
             "roles": plan.desired.roles.len(),
             "findings": plan.findings,
@@ -51,7 +63,7 @@ pub(crate) async fn plan(cli: &Cli, arguments: &Plan) -> anyhow::Result<ExitCode
         });
         print(&format!("{plan:#}\n"))?;
     } else {
-        print(&diff(&plan))?;
+        print(&told(&plan, &diff, &connections))?;
     }
     Ok(match (&plan.refused, pending) {
         (Some(_), _) if arguments.exit_code => ExitCode::from(EXIT_HELD_BACK),
@@ -60,28 +72,33 @@ pub(crate) async fn plan(cli: &Cli, arguments: &Plan) -> anyhow::Result<ExitCode
     })
 }
 
-/// What would change, a line each.
-fn diff(plan: &pb_nats::reconcile::Plan) -> String {
+/// How many live connections are touched. `None`: nobody knows without the system account.
+type Connections = Option<Result<BTreeMap<String, usize>, ServerError>>;
+
+/// The whole plan, for people.
+fn told(plan: &pb_nats::reconcile::Plan, diff: &Diff, connections: &Connections) -> String {
     let mut text = String::new();
-    let changes = &plan.changes;
-    for (sign, what, names) in [
-        ('+', "user", &changes.users_added),
-        ('~', "user", &changes.users_changed),
-        ('-', "user", &changes.users_removed),
-        ('+', "role", &changes.roles_added),
-        ('~', "role", &changes.roles_changed),
-        ('-', "role", &changes.roles_removed),
-    ] {
+    let Changes { roles_added, roles_removed, timeout_changed, users_losing, .. } = &plan.changes;
+    for (sign, names) in [('+', roles_added), ('-', roles_removed)] {
         for name in names {
-            let _ = writeln!(text, "{sign} {what} {name:?}");
+            let _ = writeln!(text, "{sign} role {name:?}");
         }
     }
-    for (what, differs) in [
-        ("default permissions", changes.defaults_changed),
-        ("login timeout", changes.timeout_changed),
-    ] {
-        if differs {
-            let _ = writeln!(text, "~ {what}");
+    let nobody = BTreeMap::new();
+    let counts = connections.as_ref().and_then(|it| it.as_ref().ok()).unwrap_or(&nobody);
+    text += &diff::told(diff, counts);
+    if *timeout_changed {
+        let _ = writeln!(text, "~ login timeout");
+    }
+    match connections {
+        None => (),
+        Some(Err(error)) => {
+            let _ = writeln!(text, "how many connections that touches is not known: {error}");
+        }
+        Some(Ok(counts)) => {
+            let (all, closed) = touched(counts, users_losing);
+            let all = counted(all, "live connection");
+            let _ = writeln!(text, "touches {all}; closes {closed}, of users who lose something");
         }
     }
     if let Some(refused) = &plan.refused {
@@ -99,6 +116,12 @@ fn diff(plan: &pb_nats::reconcile::Plan) -> String {
         let _ = writeln!(text, "the file would be written anew");
     }
     text
+}
+
+/// All connections, and those of users who lose something.
+fn touched(counts: &BTreeMap<String, usize>, losing: &[String]) -> (usize, usize) {
+    let closed = losing.iter().filter_map(|it| counts.get(it)).sum();
+    (counts.values().sum(), closed)
 }
 
 pub(crate) async fn render(cli: &Cli) -> anyhow::Result<ExitCode> {

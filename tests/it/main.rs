@@ -6,6 +6,7 @@ mod apply;
 mod cli;
 mod cutoff;
 mod harness;
+mod manners;
 mod middlebox;
 mod permissions;
 mod reconcile;
