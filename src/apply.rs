@@ -1,5 +1,6 @@
 //! The one file that is ours, and the only code that writes it.
 
+mod backups;
 mod main_config;
 
 use std::{
@@ -21,6 +22,8 @@ use tempfile::{NamedTempFile, TempDir};
 use tokio::{process::Command, sync::OnceCell, time};
 use tracing::warn;
 
+use backups::Backups;
+pub use backups::{Backup, Held};
 pub use main_config::{MainConfig, Placement};
 
 use crate::{
@@ -46,16 +49,6 @@ pub struct AuthFile {
     judge: Option<Judge>,
     /// The hash of the file that was last kept as good, or could not be.
     kept: String,
-}
-
-/// Where former files are kept, and how many.
-#[derive(Debug)]
-struct Backups {
-    /// Whether files of ours are kept. Another's always is.
-    ours: bool,
-    dir: PathBuf,
-    /// 0: all.
-    most: usize,
 }
 
 /// What the file holds now.
@@ -120,6 +113,13 @@ pub enum Adopt {
     Yes,
 }
 
+/// Whether a file of ours may be replaced without a backup.
+#[derive(Clone, Copy)]
+enum Keep {
+    IfWanted,
+    Always,
+}
+
 /// The file could not be replaced. It still holds what it held.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -149,6 +149,22 @@ pub enum ApplyError {
     /// The main config could not be read.
     #[error("the main config could not be read")]
     MainConfig(#[source] io::Error),
+    /// There is no such backup of ours.
+    #[error("there is no backup `{}` in `{dir}`", name.escape_debug())]
+    NoBackup {
+        /// What was asked for.
+        name: String,
+        /// Where it was looked for.
+        dir: PathBuf,
+    },
+    /// The backup holds nothing that can be restored.
+    #[error("the backup `{name}` is {what}")]
+    NotRestorable {
+        /// The backup.
+        name: String,
+        /// What it is instead.
+        what: &'static str,
+    },
     /// Another pass holds the lock.
     #[error("another pb-nats{} holds `{lock}`", pid.map(|it| format!(" (pid {it})")).unwrap_or_default())]
     Locked {
@@ -218,6 +234,29 @@ impl AuthFile {
         time::timeout(CHECK_DEADLINE, wait).await.unwrap_or_else(|_| self.try_lock("lock"))
     }
 
+    /// The process that keeps the file in step for its life, if there is one: its pid, if it is
+    /// known.
+    pub fn keeper(&self) -> Option<Option<u32>> {
+        match self.lock_for_life() {
+            Err(ApplyError::Locked { pid, .. }) => Some(pid),
+            Ok(_) | Err(_) => None,
+        }
+    }
+
+    /// The files that this one replaced, as far as they were kept, the newest first.
+    pub fn backups(&self) -> Result<Vec<Backup>, ApplyError> {
+        self.backups.list(&self.name())
+    }
+
+    /// What a backup holds. `name` is its name in the backup folder, and nothing else.
+    pub fn backup(&self, name: &str) -> Result<Box<Desired>, ApplyError> {
+        let Backup { name, held, .. } = self.backups.find(&self.name(), name)?;
+        match held {
+            Held::Rights(desired) => Ok(desired),
+            Held::Other { what } => Err(ApplyError::NotRestorable { name, what }),
+        }
+    }
+
     /// What the file holds now. A file that we did not write is an error, unless it is adopted.
     pub fn read(&self, adopt: Adopt) -> Result<Current, ApplyError> {
         let text = match fs::read(&self.path) {
@@ -275,6 +314,26 @@ impl AuthFile {
         former: &str,
         stamped: bool,
     ) -> Result<Applied, ApplyError> {
+        self.put(desired, former, stamped, Keep::IfWanted).await
+    }
+
+    /// As [`AuthFile::replace`], but not without a backup, whatever the settings say.
+    pub async fn restore(
+        &mut self,
+        desired: &Desired,
+        former: &str,
+        stamped: bool,
+    ) -> Result<Applied, ApplyError> {
+        self.put(desired, former, stamped, Keep::Always).await
+    }
+
+    async fn put(
+        &mut self,
+        desired: &Desired,
+        former: &str,
+        stamped: bool,
+        keep: Keep,
+    ) -> Result<Applied, ApplyError> {
         let (text, stamp) = ready(desired, stamped)?;
 
         let judge = self.judge().await;
@@ -288,13 +347,13 @@ impl AuthFile {
                 .await?;
             self.checked_with = with;
         }
-        match parse(former) {
-            Found::Empty => (),
-            Found::Foreign(_) | Found::Newer(_) => {
+        match (parse(former), keep) {
+            (Found::Empty, _) => (),
+            (Found::Foreign(_) | Found::Newer(_), _) | (_, Keep::Always) => {
                 self.back_up().map_err(|err| self.io("backed up", err))?;
             }
-            Found::Ours(_) | Found::Torn(_) if !self.backups.ours => (),
-            Found::Ours(_) | Found::Torn(_) => {
+            (Found::Ours(_) | Found::Torn(_), Keep::IfWanted) if !self.backups.ours => (),
+            (Found::Ours(_) | Found::Torn(_), Keep::IfWanted) => {
                 // That it cannot be kept is no reason to let a removed user stay.
                 if let Err(err) = self.back_up() {
                     warn!(%err, "no backup of the former auth file");
@@ -535,8 +594,12 @@ impl AuthFile {
 
     /// The path of a file of ours beside the auth file; hidden, since people list folders.
     fn beside(&self, extension: &str) -> PathBuf {
-        let name = self.path.file_name().unwrap_or(OsStr::new("auth.conf")).to_string_lossy();
-        self.path.with_file_name(format!(".{name}.{extension}"))
+        self.path.with_file_name(format!(".{}.{extension}", self.name()))
+    }
+
+    fn name(&self) -> String {
+        let name = self.path.file_name().unwrap_or(OsStr::new("auth.conf"));
+        name.to_string_lossy().into_owned()
     }
 
     /// Replaces the file in one step, so that a server reading it sees the old or the new.
@@ -615,8 +678,7 @@ impl AuthFile {
     fn back_up(&self) -> io::Result<()> {
         let former = fs::read(&self.path)?;
         let mode = fs::metadata(&self.path)?.mode() & 0o777;
-        let name = self.path.file_name().unwrap_or(OsStr::new("auth.conf")).to_string_lossy();
-        self.backups.keep(&name, &former, mode)
+        self.backups.keep(&self.name(), &former, mode)
     }
 
     fn try_lock(&self, extension: &str) -> Result<Lock, ApplyError> {
@@ -673,6 +735,10 @@ impl ApplyError {
                 "`nats.config_file` is nats-server's main config; what it includes is looked for in \
                  its own folder, even a path that begins with `/`"
             }
+            ApplyError::NoBackup { .. } => "`pb-nats backups list` lists those there are",
+            ApplyError::NotRestorable { .. } => {
+                "the file stays as it is; what the backup holds can be put in place by hand"
+            }
             ApplyError::Locked { .. } => {
                 "one `pb-nats run` for each auth file; `pb-nats once` works beside it"
             }
@@ -683,54 +749,6 @@ impl ApplyError {
                 "pb-nats needs to write to the file's folder, which must exist and have room"
             }
         })
-    }
-}
-
-impl Backups {
-    fn keep(&self, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
-        let mut builder = std::fs::DirBuilder::new();
-        std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700)
-            .create(&self.dir)
-            .map_err(|err| io::Error::new(err.kind(), format!("{}: {err}", self.dir.display())))?;
-        let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%.3fZ");
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create_new(true).mode(mode);
-        for n in 0..1000 {
-            // The same width for all, so that they sort by age.
-            let path = self.dir.join(format!("{name}.{now}-{n:03}"));
-            match options.open(&path) {
-                Ok(mut file) => {
-                    file.write_all(bytes)?;
-                    return self.prune(name);
-                }
-                Err(err) if err.kind() == io::ErrorKind::AlreadyExists => (),
-                Err(err) => return Err(err),
-            }
-        }
-        Err(io::ErrorKind::AlreadyExists.into())
-    }
-
-    /// Removes the oldest of our backups, and nothing else that may be in the folder.
-    fn prune(&self, name: &str) -> io::Result<()> {
-        if self.most == 0 {
-            return Ok(());
-        }
-        let mut ours = Vec::new();
-        for entry in fs::read_dir(&self.dir)? {
-            let path = entry?.path();
-            let file_name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let date = file_name.strip_prefix(name).and_then(|it| it.strip_prefix('.'));
-            let is_date = |it: &str| {
-                it.len() == "20261123T123456.789Z-000".len()
-                    && it.bytes().all(|it| it.is_ascii_digit() || b"TZ.-".contains(&it))
-            };
-            if date.is_some_and(is_date) {
-                ours.push(path);
-            }
-        }
-        ours.sort();
-        let surplus = ours.len().saturating_sub(self.most);
-        ours[..surplus].iter().try_for_each(fs::remove_file)
     }
 }
 

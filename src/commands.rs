@@ -1,5 +1,6 @@
 //! The commands, a file each, and what they share.
 
+pub(crate) mod backups;
 pub(crate) mod check;
 pub(crate) mod diff;
 pub(crate) mod hash;

@@ -17,7 +17,7 @@ use pb_nats::{
 };
 use tracing_subscriber::EnvFilter;
 
-use crate::commands::{check, hash, once, plan, run};
+use crate::commands::{backups, check, hash, once, plan, run};
 
 /// Wrong usage or settings, or a question that cannot be decided.
 const EXIT_USAGE: u8 = 2;
@@ -69,6 +69,9 @@ enum Command {
     /// Check settings, PocketBase, its records, the main config and the way to reload
     #[command(after_help = "Example:\n  pb-nats check --json")]
     Check(check::Check),
+    /// List former auth files, or restore one
+    #[command(after_help = "Example:\n  pb-nats backups list")]
+    Backups(backups::Backups),
     /// Read a password on stdin and print its bcrypt hash
     #[command(after_help = "Example:\n  printf %s \"$PASSWORD\" | pb-nats hash")]
     Hash(hash::Hash),
@@ -97,6 +100,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Plan(arguments) => block_on(plan::plan(cli, arguments)),
         Command::Render => block_on(plan::render(cli)),
         Command::Check(arguments) => block_on(check::check(cli, arguments)),
+        Command::Backups(arguments) => backups::backups(cli, arguments),
         Command::Hash(arguments) => hash::hash(arguments),
     }
 }
@@ -139,7 +143,10 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     if error.chain().any(usage) {
         return ExitCode::from(EXIT_USAGE);
     }
-    if error.chain().any(|it| matches!(it.downcast_ref(), Some(ReconcileError::Guard(_)))) {
+    let held_back = |it: &(dyn std::error::Error + 'static)| {
+        matches!(it.downcast_ref(), Some(ReconcileError::Guard(_) | ReconcileError::GivesBack(_)))
+    };
+    if error.chain().any(held_back) {
         return ExitCode::from(EXIT_HELD_BACK);
     }
     ExitCode::FAILURE

@@ -11,7 +11,7 @@ use tracing::{debug, error, field, info, warn};
 
 use crate::{
     apply::{Adopt, Applied, ApplyError, AuthFile, Current, MainConfig, Placement},
-    auth::{Changes, Desired, Event, Finding, Limits, Policy, Refused, Snapshot},
+    auth::{Changes, Desired, Diff, Event, Finding, Limits, Policy, Refused, Snapshot},
     options::{EventFilter, Options},
     server::{Outcome, Receipt, ServerError, Servers, State},
     source::{Source, SourceError},
@@ -60,6 +60,16 @@ pub struct Consent {
     pub adopt: Adopt,
 }
 
+/// Whether a backup may give back what has been taken away since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GiveBack {
+    /// Then it is not restored.
+    #[default]
+    No,
+    /// It may.
+    Yes,
+}
+
 /// What a pass would do.
 #[derive(Debug)]
 pub struct Plan {
@@ -104,6 +114,9 @@ pub enum ReconcileError {
     /// The change is too large to be made unasked. The last good state stays in force.
     #[error("held back")]
     Guard(#[from] Refused),
+    /// A backup would give back what has been taken away since. Nothing was changed.
+    #[error("the backup gives back what has been taken away since")]
+    GivesBack(Box<Diff>),
     /// The file could not be replaced. It holds what it held.
     #[error("the auth file could not be brought up to date")]
     Apply(#[from] ApplyError),
@@ -376,6 +389,42 @@ impl<S: Source> Reconciler<S> {
         Ok(plan)
     }
 
+    /// Makes the file hold what the backup of this name holds, and every server run it, as a pass
+    /// does. The file as it was is backed up first.
+    ///
+    /// Without consent it is an error that anybody would be let in or allowed what
+    /// they are not now: a user who was deactivated, or a password that was changed. What a pass
+    /// makes of the records undoes it again.
+    pub async fn restore(
+        &mut self,
+        name: &str,
+        consent: GiveBack,
+    ) -> Result<(Diff, Converged), ReconcileError> {
+        let _lock = self.file.lock_for_a_pass().await?;
+        let current = self.file.read(Adopt::No)?;
+        let main_config = self.file.main_config()?;
+        let backup = self.file.backup(name)?;
+        let nothing = Desired::default();
+        let former = current.desired.as_deref().unwrap_or(&nothing);
+        let diff = Diff::between(former, &backup);
+        if diff.gives() && consent == GiveBack::No {
+            return Err(ReconcileError::GivesBack(Box::new(diff)));
+        }
+        let changes = Changes::between(former, &backup);
+        let changed = current.desired.is_none() || !changes.is_empty();
+        let applied = if changed {
+            let stamped = self.stamped(main_config.as_ref()).await;
+            let applied = self.file.restore(&backup, &current.text, stamped).await?;
+            self.servers.cut_off(&changes.users_losing);
+            applied
+        } else {
+            self.file.as_it_is(&current.text).await?
+        };
+        let servers = self.enforce(&applied, &current, main_config.as_ref()).await?;
+        let (users, cut_off) = (backup.users.len(), self.servers.receipt());
+        Ok((diff, Converged { changes: changed.then_some(changes), users, servers, cut_off }))
+    }
+
     /// As [`Servers::connections`].
     pub async fn connections(
         &mut self,
@@ -641,6 +690,10 @@ impl ReconcileError {
         match self {
             ReconcileError::Snapshot(error) => error.hint(),
             ReconcileError::Guard(error) => Some(error.hint().to_owned()),
+            ReconcileError::GivesBack(_) => Some(
+                "nothing was changed; if all of the above is meant to be allowed again: `--yes`"
+                    .to_owned(),
+            ),
             ReconcileError::Apply(error) => error.hint().map(str::to_owned),
             ReconcileError::Servers(outcomes) => outcomes.iter().find_map(|it| match &it.state {
                 State::NotInStep { why } => why.hint(),

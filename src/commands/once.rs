@@ -2,7 +2,12 @@
 
 use std::{fmt::Write as _, process::ExitCode};
 
-use pb_nats::{apply::Adopt, auth::counted, reconcile::Consent, server::State};
+use pb_nats::{
+    apply::Adopt,
+    auth::counted,
+    reconcile::{Consent, Converged},
+    server::State,
+};
 
 use super::{complain, open, print, tell_findings};
 use crate::Cli;
@@ -24,11 +29,16 @@ pub(crate) async fn once(cli: &Cli, arguments: &Once) -> anyhow::Result<ExitCode
     let passed = reconciler.pass(consent).await;
     tell_findings(reconciler.findings());
     let converged = passed?;
-    let mut text = match &converged.changes {
+    let text = match &converged.changes {
         Some(changes) => format!("written: {changes}\n"),
         None => "nothing to change\n".to_owned(),
     };
-    let _ = writeln!(text, "{}", counted(converged.users, "user"));
+    print(&(text + &in_force(&converged)))
+}
+
+/// What is in force now, and where.
+pub(crate) fn in_force(converged: &Converged) -> String {
+    let mut text = format!("{}\n", counted(converged.users, "user"));
     for server in &converged.servers {
         let _ = writeln!(text, "{server}");
         if let State::Unverified { why } = &server.state {
@@ -38,5 +48,5 @@ pub(crate) async fn once(cli: &Cli, arguments: &Once) -> anyhow::Result<ExitCode
     if let Some(receipt) = &converged.cut_off {
         let _ = writeln!(text, "{receipt}");
     }
-    print(&text)
+    text
 }

@@ -1,10 +1,12 @@
 //! What the program is like to live with: plans that read like a diff, backups, a terminal.
 
+use std::{fs, os::unix::fs::symlink};
+
 use serde_json::{Value, json};
 
 use crate::{
     PB_NATS,
-    support::{Nats, Pb, PbNats, SYSTEM_ACCOUNT, SYSTEM_USER, Setup},
+    support::{Nats, Pb, PbNats, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, eventually, write},
 };
 
 const PASSWORD: &str = "open sesame";
@@ -111,4 +113,126 @@ fn a_long_plan_is_cut_for_people_and_whole_for_programs() {
     let last = plan["diff"].as_array().unwrap().last().unwrap();
     assert_eq!(last["users"].as_array().unwrap().len(), 12);
     assert_eq!(last["gains"]["publish"], json!(subjects));
+}
+
+/// The names of all backups, the newest first.
+fn backups(pb_nats: &PbNats) -> Vec<String> {
+    let listed = json_of(pb_nats, &["backups", "list", "--json"]);
+    let name = |it: &Value| it["name"].as_str().unwrap().to_owned();
+    listed.as_array().unwrap().iter().map(name).collect()
+}
+
+#[test]
+fn a_backup_is_restored_and_proven_and_nobody_comes_back_unasked() {
+    let (pb, nats, mut pb_nats, role, users) = town(&["ann", "bob"]);
+    pb_nats.set("auth_file.create_backups", true);
+    let none = pb_nats.command(&["backups", "list"]).success();
+    assert!(none.stdout.is_empty() && none.stderr.contains("no backups in "), "{none:?}");
+    pb_nats.once().success();
+    pb.update("nats_users", &users[0], &json!({"active": false}));
+    pb_nats.once().success();
+    pb.update("nats_roles", &role, &json!({"publish_permissions": ["orders.>", "news"]}));
+    pb_nats.once().success();
+    let [narrow, with_ann] = &backups(&pb_nats)[..] else { panic!("two were replaced") };
+    let list = pb_nats.command(&["backups", "list"]).success().stdout;
+    let lines: Vec<_> = list.lines().collect();
+    assert!(
+        lines[0].starts_with(narrow.as_str()) && lines[0].ends_with("1 user, 1 role"),
+        "{list}"
+    );
+    assert!(lines[1].starts_with(with_ann.as_str()) && lines[1].ends_with("2 users, 1 role"));
+
+    // Who only loses something loses it at once, and the file as it was is kept, whatever is set.
+    pb_nats.set("auth_file.create_backups", false);
+    let mut bob = nats.client("bob", PASSWORD);
+    assert!(bob.may_publish("news"));
+    let restored = pb_nats.command(&["backups", "restore", narrow]).success();
+    assert!(
+        restored
+            .stdout
+            .starts_with("~ role \"CLERK\", of 1 user: \"bob\"\n    - publish \"news\"\n")
+    );
+    assert!(restored.stdout.contains("in step, shown by the digest"), "{restored:?}");
+    assert!(restored.stderr.contains("the next `pb-nats run` or `once` brings"), "{restored:?}");
+    let mut bob = nats.client("bob", PASSWORD);
+    assert!(!bob.may_publish("news") && bob.may_publish("orders.1"));
+    assert_eq!(backups(&pb_nats).len(), 3);
+
+    // A user who was deactivated comes back only if that is said.
+    let before = fs::read(nats.auth_file()).unwrap();
+    let held = pb_nats.command(&["backups", "restore", with_ann]).exits(4);
+    assert_eq!(held.stdout.lines().next(), Some("+ user \"ann\", role \"CLERK\""));
+    assert!(held.stderr.contains("error: the backup gives back") && held.stderr.contains("--yes"));
+    assert_eq!(fs::read(nats.auth_file()).unwrap(), before);
+    assert!(!nats.accepts("ann", PASSWORD));
+    assert_eq!(backups(&pb_nats).len(), 3, "nothing was done");
+    pb_nats.command(&["backups", "restore", with_ann, "--yes"]).success();
+    assert!(nats.accepts("ann", PASSWORD) && nats.accepts("bob", PASSWORD));
+
+    // A daemon brings the records' state back, and that is said.
+    let running = pb_nats.run();
+    eventually("ann is out again", || (!nats.accepts("ann", PASSWORD)).then_some(()));
+    running.wait_for(|it| it.contains("in force"));
+    let told = pb_nats.command(&["backups", "restore", with_ann]).exits(4).stderr;
+    let warning =
+        format!("`pb-nats run` (process {}) brings PocketBase's state back", running.pid());
+    assert!(told.contains(&warning), "{told}");
+}
+
+#[test]
+fn nothing_but_a_whole_backup_of_ours_is_restored() {
+    let (pb, nats, pb_nats, _, users) = town(&["ann"]);
+    pb_nats.once().success();
+    pb.update("nats_users", &users[0], &json!({"active": false}));
+    pb_nats.once().success();
+    let good = backups(&pb_nats).remove(0);
+    let folder = pb_nats.dir().join("backups");
+    let text = fs::read_to_string(folder.join(&good)).unwrap();
+    let put = |number: u8, text: &str| {
+        let name = format!("auth.conf.20200101T000000.000Z-00{number}");
+        write(folder.join(&name), text);
+        name
+    };
+    let bad = [
+        (put(1, &text[..text.len() / 2]), "torn or edited"),
+        (put(2, "authorization { users = [] }"), "not written by pb-nats"),
+        (put(3, &text.replace("# format: 1", "# format: 9")), "written by a newer pb-nats"),
+        (put(4, ""), "empty"),
+        // The system account has a user of that name, so nats-server refuses the config.
+        (put(5, &text.replace("\"ann\"", "\"sys\"")), "nats-server rejects the new file"),
+    ];
+    write(folder.join("notes.conf"), &text);
+    write(pb_nats.dir().join("auth.conf.20200101T000000.000Z-000"), &text);
+    let link = "auth.conf.20200101T000000.000Z-006";
+    symlink(folder.join(&good), folder.join(link)).unwrap();
+    fs::create_dir(folder.join("auth.conf.20200101T000000.000Z-007")).unwrap();
+
+    let before = fs::read(nats.auth_file()).unwrap();
+    for (name, why) in &bad {
+        let refused = pb_nats.command(&["backups", "restore", name, "--yes"]).exits(1);
+        assert!(refused.stderr.contains(why) && refused.stderr.contains("hint: "), "{refused:?}");
+    }
+    let absolute = folder.join(&good).display().to_string();
+    for name in [
+        "",
+        ".",
+        "notes.conf",
+        "../auth.conf.20200101T000000.000Z-000",
+        &format!("./{good}"),
+        &absolute,
+        link,
+        "auth.conf.20200101T000000.000Z-007",
+        "auth.conf.20200101T000000.000Z-008",
+        "auth.conf.20201301T000000.000Z-000",
+        "a\u{1b}[31mb",
+    ] {
+        let refused = pb_nats.command(&["backups", "restore", name, "--yes"]).exits(1);
+        assert!(refused.stderr.starts_with("error: "), "{refused:?}");
+        assert!(refused.stderr.contains("there is no backup `"), "{refused:?}");
+        assert!(!refused.stderr.contains('\u{1b}'), "{refused:?}");
+    }
+    assert_eq!(fs::read(nats.auth_file()).unwrap(), before);
+    assert!(!nats.accepts("ann", PASSWORD));
+    pb_nats.command(&["backups", "restore", &good, "--yes"]).success();
+    assert!(nats.accepts("ann", PASSWORD), "while a good one is");
 }
