@@ -7,6 +7,8 @@ pub(crate) mod hash;
 pub(crate) mod once;
 pub(crate) mod plan;
 pub(crate) mod run;
+pub(crate) mod shell;
+pub(crate) mod terminal;
 
 use std::{
     env,
@@ -93,7 +95,12 @@ pub(crate) fn print(text: &str) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// The same for what people read, with colour where they do.
+pub(crate) fn show(text: &str) -> anyhow::Result<ExitCode> {
+    print(&terminal::painted(&io::stdout(), text))
+}
+
 /// Something that is no failure, on stderr.
 pub(crate) fn complain(what: &str, text: &str) {
-    let _ = writeln!(io::stderr(), "{what}: {text}");
+    terminal::say(&format!("{what}: {text}"));
 }

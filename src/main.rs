@@ -2,12 +2,7 @@
 
 mod commands;
 
-use std::{
-    env,
-    io::{self, IsTerminal, Write},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{env, io, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
@@ -17,7 +12,7 @@ use pb_nats::{
 };
 use tracing_subscriber::EnvFilter;
 
-use crate::commands::{backups, check, hash, once, plan, run};
+use crate::commands::{backups, check, hash, once, plan, run, shell, terminal};
 
 /// Wrong usage or settings, or a question that cannot be decided.
 const EXIT_USAGE: u8 = 2;
@@ -75,6 +70,14 @@ enum Command {
     /// Read a password on stdin and print its bcrypt hash
     #[command(after_help = "Example:\n  printf %s \"$PASSWORD\" | pb-nats hash")]
     Hash(hash::Hash),
+    /// Print a script that completes pb-nats's commands and options in a shell
+    #[command(
+        after_help = "Example:\n  pb-nats completions bash > ~/.local/share/bash-completion/completions/pb-nats"
+    )]
+    Completions(shell::Completions),
+    /// Print the manual page of pb-nats, or of one of its commands
+    #[command(after_help = "Example:\n  pb-nats man backups restore | man -l -")]
+    Man(shell::Man),
 }
 
 /// What was asked for cannot be done as it was asked for.
@@ -102,12 +105,13 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Check(arguments) => block_on(check::check(cli, arguments)),
         Command::Backups(arguments) => backups::backups(cli, arguments),
         Command::Hash(arguments) => hash::hash(arguments),
+        Command::Completions(arguments) => shell::completions(arguments),
+        Command::Man(arguments) => shell::man(arguments),
     }
 }
 
 fn report(error: &anyhow::Error) {
-    // Should that fail, there is nowhere left to complain to.
-    let _ = writeln!(io::stderr(), "{}", told(error));
+    terminal::say(&told(error));
 }
 
 fn told(error: &anyhow::Error) -> String {
@@ -172,9 +176,11 @@ fn start_logging(cli: &Cli) -> anyhow::Result<()> {
     let is_set = |name| env::var_os(name).is_some_and(|it| !it.is_empty());
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr)
+        .with_writer(terminal::stderr)
+        // A reader that has gone away is no failure.
+        .log_internal_errors(false)
         .with_target(cli.verbose > 1)
-        .with_ansi(io::stderr().is_terminal() && !is_set("NO_COLOR"));
+        .with_ansi(terminal::wants_colour(&io::stderr()));
     match cli.log_format {
         LogFormat::Json => logs.json().flatten_event(true).with_current_span(false).init(),
         // The journal has its own clock.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time;
+use tokio::{sync::watch, time};
 use tracing::{debug, error, field, info, warn};
 
 use crate::{
@@ -30,6 +30,7 @@ pub struct Reconciler<S> {
     /// What the source said when the file was last in step with it; kept only for the filter.
     seen: Option<Snapshot>,
     findings: Vec<Finding>,
+    doing: watch::Sender<&'static str>,
 }
 
 /// What a look is for.
@@ -161,7 +162,13 @@ impl<S: Source> Reconciler<S> {
             filter: EventFilter::both(&sync.ignore_events, options.event_filter.as_ref()),
             seen: None,
             findings: Vec::new(),
+            doing: watch::Sender::new("starting"),
         })
+    }
+
+    /// What it is doing, in a few words, for whoever waits for it.
+    pub fn doing(&self) -> watch::Receiver<&'static str> {
+        self.doing.subscribe()
     }
 
     /// What the last look at the source had to leave out.
@@ -230,7 +237,7 @@ impl<S: Source> Reconciler<S> {
         let begun = Instant::now();
         // First: else another pass could write what is newer than this look.
         let _lock = self.file.lock_for_a_pass().await?;
-        let snapshot = self.source.snapshot().await;
+        let snapshot = self.read().await;
         let current = self.file.read(consent.adopt)?; // refuses a file that we did not write
         let main_config = self.file.main_config()?;
         let snapshot = match snapshot {
@@ -257,6 +264,7 @@ impl<S: Source> Reconciler<S> {
         }
         let applied = if wanted {
             let stamped = self.stamped(main_config.as_ref()).await;
+            self.doing.send_replace("checking and writing the auth file");
             let applied = match self.file.replace(&plan.desired, &current.text, stamped).await {
                 Err(error @ ApplyError::Rejected(_)) => {
                     let formers = &[&current];
@@ -293,6 +301,7 @@ impl<S: Source> Reconciler<S> {
         former: &Current,
         main_config: Option<&MainConfig>,
     ) -> Result<Vec<Outcome>, ReconcileError> {
+        self.doing.send_replace("waiting for nats-server");
         let formers = &[former];
         let servers = tokio::select! {
             servers = self.servers.converge(applied) => servers,
@@ -377,12 +386,13 @@ impl<S: Source> Reconciler<S> {
 
     /// What a pass would do now. Writes nothing, and tells no server to reload.
     pub async fn plan(&mut self, adopt: Adopt) -> Result<Plan, ReconcileError> {
-        let snapshot = self.source.snapshot().await?;
+        let snapshot = self.read().await?;
         let current = self.file.read(adopt)?;
         let main_config = self.file.main_config()?;
         let mut plan = self.decide(&snapshot, &current, main_config.as_ref());
         plan.misplaced = misplaced(main_config.as_ref());
         if !plan.write && plan.misplaced.is_none() {
+            self.doing.send_replace("waiting for nats-server");
             plan.servers = self.servers.survey(&self.file.as_it_is(&current.text).await?).await;
         }
         plan.former = current.desired;
@@ -414,6 +424,7 @@ impl<S: Source> Reconciler<S> {
         let changed = current.desired.is_none() || !changes.is_empty();
         let applied = if changed {
             let stamped = self.stamped(main_config.as_ref()).await;
+            self.doing.send_replace("checking and writing the auth file");
             let applied = self.file.restore(&backup, &current.text, stamped).await?;
             self.servers.cut_off(&changes.users_losing);
             applied
@@ -430,15 +441,21 @@ impl<S: Source> Reconciler<S> {
         &mut self,
         users: &BTreeSet<String>,
     ) -> Option<Result<BTreeMap<String, usize>, ServerError>> {
+        self.doing.send_replace("waiting for nats-server");
         self.servers.connections(users).await
     }
 
     /// What NATS should allow now, and what had to be left out. Looks at no auth file.
     pub async fn desired(&mut self) -> Result<(Desired, Vec<Finding>), ReconcileError> {
-        let snapshot = self.source.snapshot().await?;
+        let snapshot = self.read().await?;
         let nothing = Current { text: String::new(), desired: None };
         let plan = self.decide(&snapshot, &nothing, self.file.main_config()?.as_ref());
         Ok((plan.desired, plan.findings))
+    }
+
+    async fn read(&mut self) -> Result<Snapshot, SourceError> {
+        self.doing.send_replace("reading PocketBase");
+        self.source.snapshot().await
     }
 
     /// What should be, and how the file differs from that.
@@ -448,6 +465,7 @@ impl<S: Source> Reconciler<S> {
         current: &Current,
         main_config: Option<&MainConfig>,
     ) -> Plan {
+        self.doing.send_replace("working out who may do what");
         let mut policy = self.policy.clone();
         policy.reserved.extend(main_config.map(MainConfig::account_users).unwrap_or_default());
         let (desired, findings) = Desired::new(snapshot, &policy);

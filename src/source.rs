@@ -189,6 +189,8 @@ pub enum SourceError {
         collection: String,
         /// The field.
         field: String,
+        /// The setting that says what it is called, if one does.
+        setting: Option<&'static str>,
     },
     /// A field holds what it must not.
     #[error("the field `{field}` of `{collection}` is not {wanted} (record `{record}`)")]
@@ -321,10 +323,13 @@ impl SourceError {
                     .into()
             }
             SourceError::IsView { .. } => "set the collection that the view selects from".into(),
-            SourceError::NoField { .. } => {
-                "add the field, or set `username_field`, `password_field`, `role_field` or \
-                 `active_field`; a hidden field is shown to superusers and by the export view only"
-                    .into()
+            SourceError::NoField { setting, .. } => {
+                let named = setting.map(|it| format!(", or set `{it}` to the name it has"));
+                format!(
+                    "add the field{}; a hidden field is shown to superusers and by the export \
+                     view only",
+                    named.unwrap_or_default()
+                )
             }
             SourceError::WrongType { .. } => "change the type of the field in PocketBase".into(),
             SourceError::PasswordsHidden { .. } => {

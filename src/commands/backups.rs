@@ -10,7 +10,7 @@ use pb_nats::{
 };
 use serde_json::json;
 
-use super::{complain, diff, once::in_force, open, options, print};
+use super::{complain, diff, once::in_force, open, options, print, show, terminal::waiting};
 use crate::{Cli, block_on};
 
 #[derive(clap::Args)]
@@ -92,14 +92,15 @@ fn list(cli: &Cli, json: bool) -> anyhow::Result<ExitCode> {
 
 async fn restore(cli: &Cli, name: &str, consent: GiveBack) -> anyhow::Result<ExitCode> {
     let (mut reconciler, options) = open(cli)?;
-    let restored = reconciler.restore(name, consent).await;
+    let doing = reconciler.doing();
+    let restored = waiting(cli, doing, reconciler.restore(name, consent)).await;
     let told = |it| diff::told(it, &BTreeMap::new());
     match &restored {
         Ok((diff, converged)) => {
-            print(&format!("{}restored: {name}\n{}", told(diff), in_force(converged)))?;
+            show(&format!("{}restored: {name}\n{}", told(diff), in_force(converged)))?;
         }
         Err(ReconcileError::GivesBack(diff)) => {
-            print(&told(diff))?;
+            show(&told(diff))?;
         }
         Err(_) => (),
     }

@@ -9,7 +9,7 @@ use pb_nats::{
     server::State,
 };
 
-use super::{complain, open, print, tell_findings};
+use super::{complain, open, show, tell_findings, terminal::waiting};
 use crate::Cli;
 
 #[derive(clap::Args)]
@@ -26,14 +26,14 @@ pub(crate) async fn once(cli: &Cli, arguments: &Once) -> anyhow::Result<ExitCode
     let (mut reconciler, _) = open(cli)?;
     let adopt = if arguments.adopt { Adopt::Yes } else { Adopt::No };
     let consent = Consent { removals: arguments.accept_removals, adopt };
-    let passed = reconciler.pass(consent).await;
+    let passed = waiting(cli, reconciler.doing(), reconciler.pass(consent)).await;
     tell_findings(reconciler.findings());
     let converged = passed?;
     let text = match &converged.changes {
         Some(changes) => format!("written: {changes}\n"),
         None => "nothing to change\n".to_owned(),
     };
-    print(&(text + &in_force(&converged)))
+    show(&(text + &in_force(&converged)))
 }
 
 /// What is in force now, and where.

@@ -9,7 +9,7 @@ use pb_nats::{
 };
 use serde_json::json;
 
-use super::{diff, open, print, tell_findings};
+use super::{diff, open, print, show, tell_findings, terminal::waiting};
 use crate::{Cli, EXIT_HELD_BACK, EXIT_PENDING};
 
 #[derive(clap::Args)]
@@ -24,12 +24,17 @@ pub(crate) struct Plan {
 
 pub(crate) async fn plan(cli: &Cli, arguments: &Plan) -> anyhow::Result<ExitCode> {
     let (mut reconciler, _) = open(cli)?;
-    let plan = reconciler.plan(Adopt::No).await?;
+    let doing = reconciler.doing();
+    let plan = waiting(cli, doing.clone(), reconciler.plan(Adopt::No)).await?;
     tell_findings(&plan.findings);
     let former = plan.former.as_deref().cloned().unwrap_or_default();
     let diff = Diff::between(&former, &plan.desired);
     let users = diff.users();
-    let connections = if users.is_empty() { None } else { reconciler.connections(&users).await };
+    let connections = if users.is_empty() {
+        None
+    } else {
+        waiting(cli, doing, reconciler.connections(&users)).await
+    };
     let pending = plan.write
         || plan.misplaced.is_some()
         || plan.servers.iter().any(|it| matches!(it.state, State::NotInStep { .. }));
@@ -63,7 +68,7 @@ pub(crate) async fn plan(cli: &Cli, arguments: &Plan) -> anyhow::Result<ExitCode
         });
         print(&format!("{plan:#}\n"))?;
     } else {
-        print(&told(&plan, &diff, &connections))?;
+        show(&told(&plan, &diff, &connections))?;
     }
     Ok(match (&plan.refused, pending) {
         (Some(_), _) if arguments.exit_code => ExitCode::from(EXIT_HELD_BACK),
@@ -126,7 +131,8 @@ fn touched(counts: &BTreeMap<String, usize>, losing: &[String]) -> (usize, usize
 
 pub(crate) async fn render(cli: &Cli) -> anyhow::Result<ExitCode> {
     let (mut reconciler, _) = open(cli)?;
-    let (desired, findings) = reconciler.desired().await?;
+    let doing = reconciler.doing();
+    let (desired, findings) = waiting(cli, doing, reconciler.desired()).await?;
     tell_findings(&findings);
     print(&auth::render(&desired))
 }

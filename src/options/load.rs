@@ -261,6 +261,18 @@ impl Setting {
     }
 
     fn refused(&self, place: &Place, message: &str) -> OptionsError {
+        if let Some((word, words)) = unknown_word(message) {
+            let hint = match nearest(word, words.iter().copied()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("the words are {}", words.join(", ")),
+            };
+            return OptionsError::Wrong {
+                place: place.clone(),
+                setting: self.name(),
+                problem: format!("`{}`: there is no `{}`", self.name(), word.escape_debug()),
+                hint,
+            };
+        }
         // Serde's "invalid type: string `…`, expected …" repeats the value, perhaps a secret.
         let expected = message.strip_prefix("invalid type").and_then(|it| it.rsplit_once(", "));
         let problem = expected.map_or(message, |(_, expected)| expected);
@@ -358,6 +370,13 @@ fn unknown_variable(place: Place, near: &Setting) -> OptionsError {
             .into(),
     };
     OptionsError::Unknown { place, key: format!("setting in `[{}]`", near.section), hint }
+}
+
+/// The word that is none of those that a setting may have, and these, in what serde says of it.
+fn unknown_word(message: &str) -> Option<(&str, Vec<&str>)> {
+    let (word, words) =
+        message.strip_prefix("unknown variant `")?.split_once("`, expected one of `")?;
+    Some((word, words.trim_end_matches('`').split("`, `").collect()))
 }
 
 fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
@@ -534,11 +553,15 @@ mod tests {
             ("[sync]\nmax_removed = -3", &["line 5,", "negative"]),
             (
                 "[sync]\nignore_events = [\"user_creat\"]",
+                &["line 5,", "there is no `user_creat`", "did you mean `user_create`?"],
+            ),
+            (
+                "[sync]\nignore_events = [\"all\"]",
                 &[
                     "line 5,",
-                    "`user_creat`",
-                    "`user_create`, `user_update`, `user_delete`, \
-                     `role_create`, `role_update`, `role_delete`",
+                    "`all`",
+                    "the words are user_create, user_update, user_delete, role_create, \
+                     role_update, role_delete",
                 ],
             ),
             ("[auth_file]\nmode = \"0888\"", &["line 5,", "`0888` is not a file mode"]),

@@ -238,7 +238,7 @@ impl Http {
         let collection = self.names.users.clone();
         let field = self.names.password.clone();
         if schema.is_some_and(|it| it.field(&field).is_none()) {
-            SourceError::NoField { collection, field }
+            self.names.missing(&field)
         } else {
             SourceError::PasswordsHidden { collection, field }
         }

@@ -64,7 +64,7 @@ impl Schema {
             return Err(SourceError::IsView { collection: self.name.clone() });
         }
         match fields.iter().find(|name| self.field(name).is_none()) {
-            Some(name) => Err(missing(&self.name, name)),
+            Some(name) => Err(missing(&self.name, name, None)),
             None => Ok(()),
         }
     }
@@ -136,8 +136,24 @@ impl Names {
     /// The fields to read of the users collection. One that is needed and not there is an error.
     pub(super) fn user_fields<'a>(&self, it: &'a Schema) -> Result<Vec<&'a Field>, SourceError> {
         let username = if self.by_email(it) { "email" } else { &self.username };
-        it.need(&["id", username, &self.password, &self.role, &self.active])?;
+        let needed = ["id", username, &self.password, &self.role, &self.active];
+        it.need(&needed).map_err(|error| match error {
+            SourceError::NoField { field, .. } => self.missing(&field),
+            other => other,
+        })?;
         Ok(self.known_user_fields(it))
+    }
+
+    /// The error that the users collection has no such field.
+    pub(super) fn missing(&self, field: &str) -> SourceError {
+        let settings = [
+            ("username_field", &self.username),
+            ("password_field", &self.password),
+            ("role_field", &self.role),
+            ("active_field", &self.active),
+        ];
+        let setting = settings.iter().find(|(_, name)| *name == field).map(|(setting, _)| *setting);
+        missing(&self.users, field, setting)
     }
 
     /// The fields to read of the roles collection. One that is needed and not there is an error.
@@ -170,7 +186,7 @@ impl Names {
         &self,
         mut field: impl FnMut(&str) -> Option<Value>,
     ) -> Result<UserRecord, SourceError> {
-        let missing = |name: &str| missing(&self.users, name);
+        let missing = |name: &str| self.missing(name);
         let id = text(field("id").ok_or_else(|| missing("id"))?);
         let active = match field(&self.active).ok_or_else(|| missing(&self.active))? {
             Value::Bool(active) => active,
@@ -205,7 +221,7 @@ impl Names {
         &self,
         mut field: impl FnMut(&str) -> Option<Value>,
     ) -> Result<RoleRecord, SourceError> {
-        let mut needed = |name: &str| field(name).ok_or_else(|| missing(&self.roles, name));
+        let mut needed = |name: &str| field(name).ok_or_else(|| missing(&self.roles, name, None));
         let id = text(needed("id")?);
         let name = text(needed("name")?);
         let publish = needed(PERMISSIONS[0])?;
@@ -221,8 +237,8 @@ impl Names {
     }
 }
 
-fn missing(collection: &str, field: &str) -> SourceError {
-    SourceError::NoField { collection: collection.into(), field: field.into() }
+fn missing(collection: &str, field: &str, setting: Option<&'static str>) -> SourceError {
+    SourceError::NoField { collection: collection.into(), field: field.into(), setting }
 }
 
 fn permissions(mut field: impl FnMut(&str) -> Option<Value>) -> Permissions {

@@ -9,7 +9,8 @@ use std::{
 
 use tempfile::TempDir;
 
-const COMMANDS: [&str; 6] = ["run", "once", "plan", "render", "check", "hash"];
+const COMMANDS: [&str; 9] =
+    ["run", "once", "plan", "render", "check", "backups", "hash", "completions", "man"];
 const SETTINGS: &str = "[pocketbase]\nurl = \"http://127.0.0.1:9\"\ntoken = \"t0ps3cret\"\n";
 
 /// A run of the program, with no variables but its own, in a folder without settings.
@@ -105,16 +106,67 @@ fn help_has_every_command_with_an_example() {
     let ended = call(&["--help"]).end();
     let (_, list) = ended.stdout.split_once("Commands:\n").unwrap();
     let (list, _) = list.split_once("\n\n").unwrap();
-    let listed: Vec<_> = list.lines().map(|it| it.split_whitespace().next().unwrap()).collect();
+    // What does not fit goes on, further in.
+    let commands = list.lines().filter(|it| !it.starts_with("   "));
+    let listed: Vec<_> = commands.map(|it| it.split_whitespace().next().unwrap()).collect();
     assert_eq!(listed, [&COMMANDS[..], &["help"]].concat());
-    for command in COMMANDS {
-        let ended = call(&[command, "--help"]).end();
+    for command in COMMANDS.into_iter().chain(["backups list", "backups restore"]) {
+        let words: Vec<_> = command.split(' ').chain(["--help"]).collect();
+        let ended = call(&words).end();
         assert_eq!((ended.code, &*ended.stderr), (0, ""));
         let (_, example) = ended.stdout.split_once("Example:\n").expect(command);
         assert!(example.contains(&format!(" {command}")), "{example}");
     }
     let version = call(&["--version"]).end();
     assert_eq!(version.stdout, format!("pb-nats {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn a_mistyped_command_is_told_what_may_have_been_meant() {
+    call(&["pln"]).end().refused(&["'pln'", "'plan'"]);
+    call(&["backups", "lst"]).end().refused(&["'lst'", "'list'"]);
+    call(&["plan", "--jsn"]).end().refused(&["'--jsn'", "'--json'"]);
+}
+
+#[test]
+fn shells_and_man_are_told_of_every_command() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let ended = call(&["completions", shell]).end();
+        assert_eq!((ended.code, &*ended.stderr), (0, ""));
+        for word in COMMANDS.into_iter().chain(["restore", "accept-removals"]) {
+            assert!(ended.stdout.contains(word), "{shell}: {word}");
+        }
+    }
+    let script = call(&["completions", "bash"]).end().stdout;
+    let complete = "\nCOMP_WORDS=(pb-nats backups re); COMP_CWORD=2\n\
+                    _pb__nats pb-nats re backups; echo \"${COMPREPLY[@]}\"";
+    let said = Command::new("bash").args(["-c", &(script + complete)]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "restore\n", "{said:?}");
+
+    let page = call(&["man"]).end().stdout;
+    for command in COMMANDS {
+        assert!(page.contains(&format!("pb\\-nats\\-{command}(1)")), "{command}:\n{page}");
+    }
+    let page = call(&["man", "backups", "restore"]).end().stdout;
+    assert!(page.contains(".TH pb-nats-backups-restore 1") && page.contains("Example:"), "{page}");
+    call(&["man", "nonsense"]).end().refused(&["`nonsense`", "hint: "]);
+}
+
+/// As in `pb-nats … | head -1`.
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    for arguments in [&["completions", "bash"][..], &["man"], &["--help"]] {
+        let mut call = call(arguments);
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let ended = ended(call.command.stdout(writer).output().unwrap());
+        assert_eq!((ended.code, &*ended.stderr), (0, ""), "{arguments:?}");
+    }
+    // Nor is one of what is said on stderr, be it a log line or an error.
+    let mut call = call(&["plan"]).settings(SETTINGS);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert_eq!(ended(call.command.stderr(writer).output().unwrap()).code, 1);
 }
 
 #[test]

@@ -1,7 +1,14 @@
 //! What the program is like to live with: plans that read like a diff, backups, a terminal.
 
-use std::{fs, os::unix::fs::symlink};
+use std::{
+    fs,
+    io::Read as _,
+    os::unix::{ffi::OsStrExt as _, fs::symlink},
+    path::Path,
+    process::{Command, Stdio},
+};
 
+use rustix::pty;
 use serde_json::{Value, json};
 
 use crate::{
@@ -235,4 +242,57 @@ fn nothing_but_a_whole_backup_of_ours_is_restored() {
     assert!(!nats.accepts("ann", PASSWORD));
     pb_nats.command(&["backups", "restore", &good, "--yes"]).success();
     assert!(nats.accepts("ann", PASSWORD), "while a good one is");
+}
+
+/// What is seen on a terminal when this is called there.
+fn on_a_terminal(pb_nats: &PbNats, arguments: &[&str], variables: &[(&str, &str)]) -> String {
+    let terminal = pty::openpt(pty::OpenptFlags::RDWR | pty::OpenptFlags::NOCTTY).unwrap();
+    pty::grantpt(&terminal).unwrap();
+    pty::unlockpt(&terminal).unwrap();
+    let name = pty::ptsname(&terminal, Vec::new()).unwrap();
+    let path = Path::new(std::ffi::OsStr::from_bytes(name.as_bytes()));
+    let screen = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut command = Command::new(PB_NATS);
+    command.arg("--config").arg(pb_nats.settings_file()).args(arguments);
+    command.env_clear().env("TERM", "xterm").envs(variables.iter().copied());
+    command.stdin(Stdio::null()).stdout(screen.try_clone().unwrap()).stderr(screen);
+    let mut child = command.spawn().unwrap();
+    // So that the terminal is gone with the program.
+    drop(command);
+    let (mut seen, mut terminal) = (Vec::new(), fs::File::from(terminal));
+    // The end of a terminal is an error.
+    let _ = terminal.read_to_end(&mut seen);
+    child.wait().unwrap();
+    String::from_utf8(seen).unwrap()
+}
+
+#[test]
+fn a_person_sees_colour_and_what_is_waited_for_and_a_pipe_neither() {
+    let (pb, nats, mut pb_nats, _, _) = town(&["ann"]);
+    let plan = on_a_terminal(&pb_nats, &["plan"], &[]);
+    assert!(plan.contains("\u{1b}[32m+ user \"ann\", role \"CLERK\"\u{1b}[0m\r\n"), "{plan:?}");
+    for variables in [("NO_COLOR", "1"), ("TERM", "dumb")] {
+        let plain = on_a_terminal(&pb_nats, &["plan"], &[variables]);
+        assert!(plain.contains("+ user \"ann\"") && !plain.contains('\u{1b}'), "{plain:?}");
+    }
+    let checked = on_a_terminal(&pb_nats, &["check"], &[]);
+    assert!(checked.contains("\u{1b}[32m✓\u{1b}[0m "), "{checked:?}");
+    assert!(!pb_nats.command(&["plan"]).success().stdout.contains('\u{1b}'));
+
+    pb_nats.unset("nats.pid_file");
+    let slow = format!("sh -c \"sleep 3; kill -HUP {}\"", nats.pid());
+    pb_nats.set("nats.reload_command", slow);
+    let seen = on_a_terminal(&pb_nats, &["once"], &[]);
+    let waited = seen.find("waiting for nats-server … 2 s").expect(&seen);
+    let result = seen.find("in step, shown by").expect(&seen);
+    assert!(waited < result && seen[waited..result].contains("\r\u{1b}[K"), "{seen:?}");
+    // Where nobody looks, or only a program, nothing is said of it.
+    pb.user("bob", PASSWORD, "");
+    let piped = pb_nats.once().success();
+    assert!(!(piped.stdout + &piped.stderr).contains("waiting for"));
+    pb.user("cleo", PASSWORD, "");
+    let quiet = on_a_terminal(&pb_nats, &["once", "-q"], &[]);
+    assert!(quiet.contains("in step") && !quiet.contains("waiting for"), "{quiet:?}");
+    let error = on_a_terminal(&pb_nats, &["backups", "restore", "none"], &[]);
+    assert!(error.starts_with("\u{1b}[31merror:\u{1b}[0m the auth file"), "{error:?}");
 }

@@ -591,10 +591,15 @@ fn missing_collections_and_fields_are_named() {
                 rename(field, "other");
                 for options in &ways {
                     let error = error(options);
-                    let SourceError::NoField { collection: in_, field: of } = &error else {
+                    let SourceError::NoField { collection: in_, field: of, .. } = &error else {
                         panic!("{version:?} {field}: {error:?}")
                     };
                     assert_eq!((&**in_, &**of), (collection, field));
+                    let named = |it: &str| error.hint().unwrap().contains(it);
+                    for setting in ["username", "password", "role", "active"] {
+                        let its = collection == "nats_users" && field.starts_with(setting);
+                        assert_eq!(named(&format!("`{setting}_field`")), its, "{error:?}");
+                    }
                 }
                 rename("other", field);
             }
