@@ -5,6 +5,7 @@
 mod apply;
 mod cli;
 mod cutoff;
+mod dist;
 mod harness;
 mod manners;
 mod middlebox;

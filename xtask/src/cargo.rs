@@ -96,10 +96,11 @@ fn step(name: &str, command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-fn run(command: &mut Command) -> Result<()> {
-    let status = command.status().context("cargo does not start")?;
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().with_context(|| format!("`{program}` does not start"))?;
     let words: Vec<_> = command.get_args().map(|it| it.to_string_lossy()).collect();
-    ensure!(status.success(), "cargo {}: {status}", words.join(" "));
+    ensure!(status.success(), "{program} {}: {status}", words.join(" "));
     Ok(())
 }
 

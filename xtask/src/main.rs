@@ -9,6 +9,7 @@
 
 mod cargo;
 mod demo;
+mod package;
 #[path = "../../tests/it/support.rs"]
 mod support;
 mod tools;
@@ -50,6 +51,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Build the static release program and its Debian package, into `target/package`.
+    Package {
+        /// Also install, remove and purge it on a clean Debian; for that, be root.
+        #[arg(long)]
+        check: bool,
+    },
     /// Fetch the servers that tests and demo run, at their pinned versions, into `target/tools`.
     Tools,
 }
@@ -72,6 +79,7 @@ fn run(task: Task) -> Result<()> {
         Task::Ci => cargo::ci(),
         Task::Docs { check } => cargo::docs(check),
         Task::Bench { what, arguments } => cargo::bench(&what, &arguments),
+        Task::Package { check } => package::run(check),
         Task::Tools => tools::install().map(drop),
     }
 }

@@ -1,0 +1,78 @@
+//! What is handed out in `dist/` works as it is.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use crate::{
+    PB_NATS,
+    support::{
+        Client, Login, Pb, PbNats, Process, SOON, eventually, free_address, poll, tool, write,
+    },
+};
+
+const DOCKER: &str = "dist/docker";
+const PASSWORD: &str = "open sesame";
+
+/// The containers' own files, with the folders and addresses of this machine in place of theirs.
+#[test]
+fn the_containers_settings_make_nats_server_let_users_in() {
+    let pb = Pb::start();
+    let role = pb.role("clerk", &["orders.>"], &["orders.>", "_INBOX.>"]);
+    pb.user("ann", PASSWORD, &role);
+    let pb_nats = PbNats::new(PB_NATS);
+    let folder = pb_nats.dir();
+    let nats = free_address();
+    let at_home = |text: String| {
+        [
+            ("/etc/nats/", format!("{}/", folder.display())),
+            ("/run/secrets/", format!("{}/", folder.display())),
+            ("nats://nats:4222", format!("nats://{nats}")),
+            ("http://host.docker.internal:8090", pb.url()),
+            ("0.0.0.0:4222", nats.to_string()),
+        ]
+        .iter()
+        .fold(text, |text, (theirs, ours)| text.replace(theirs, ours))
+    };
+    let read = |name: &str| at_home(fs::read_to_string(Path::new(DOCKER).join(name)).unwrap());
+    write(folder.join("pocketbase-token"), pb.token());
+    write(folder.join("system-password"), "s3cret");
+    // As compose.yaml has it made.
+    write(folder.join("system.conf"), "SYSTEM_PASSWORD: \"s3cret\"\n");
+    write(folder.join("nats-server.conf"), read("nats-server.conf"));
+    fs::create_dir(folder.join("auth")).unwrap();
+    pb_nats.write_settings(&read("pb-nats.toml"));
+
+    // pb-nats first: nats-server does not start without the auth file.
+    let running = pb_nats.run();
+    let written = poll(SOON, || folder.join("auth/auth.conf").is_file().then_some(()));
+    assert!(written.is_some(), "{}", running.lines().join("\n"));
+    let mut server = Command::new(tool("nats-server", None));
+    server.arg("--config").arg(folder.join("nats-server.conf"));
+    let _server = Process::start(server.stdout(Stdio::null()).stderr(Stdio::null()));
+    let login = || Client::connect(nats, Login::Password("ann", PASSWORD));
+    let mut ann = eventually("ann is let in", || login().ok());
+    assert!(ann.may_publish("orders.1") && !ann.may_publish("payroll"));
+    let in_force = running.wait_for(|it| it.contains("in force"));
+    assert!(!in_force.contains("not proven"), "{in_force}");
+    pb.user("bob", PASSWORD, &role);
+    let bob = || Client::connect(nats, Login::Password("bob", PASSWORD));
+    eventually("bob is let in, by a reload over NATS", || bob().ok());
+}
+
+/// Every file that compose.yaml mounts is there, but for the secrets, which it says how to make.
+#[test]
+fn what_compose_mounts_is_there() {
+    let compose = fs::read_to_string(Path::new(DOCKER).join("compose.yaml")).unwrap();
+    let lines = compose.lines().filter_map(|it| it.trim_start().strip_prefix("- ./"));
+    let mounted: Vec<_> = lines.map(|it| it.split(':').next().unwrap()).collect();
+    assert!(mounted.len() > 3, "{mounted:?}");
+    for file in mounted {
+        let there = Path::new(DOCKER).join(file).is_file();
+        assert!(there || compose.contains(&format!("> {file}")), "{file}");
+    }
+    let file = compose.lines().find_map(|it| it.trim_start().strip_prefix("dockerfile: "));
+    assert!(Path::new(file.unwrap()).is_file());
+}
