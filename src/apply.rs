@@ -343,8 +343,8 @@ impl AuthFile {
             // Not seen together before, so nothing is renamed before nats-server has seen it.
             let good = self.good();
             let formers = [Some(former), good.as_ref().map(|it| &*it.text)];
-            self.check(judge.as_ref(), &text, &Vec::from_iter(formers.into_iter().flatten()))
-                .await?;
+            let formers: Vec<_> = formers.into_iter().flatten().collect();
+            self.check(judge.as_ref(), &text, &formers).await?;
             self.checked_with = with;
         }
         match (parse(former), keep) {
