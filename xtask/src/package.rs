@@ -109,7 +109,7 @@ fn try_out(package: &Path) -> Result<()> {
     let copy =
         |file: &Path, to: &str| format!("--customize-hook=upload '{}' /{to}", file.display());
     let mut command = Command::new("mmdebstrap");
-    command.args(["--variant=apt", "--include=adduser,systemd", "--format=null"]);
+    command.args(["--variant=apt", "--include=adduser,procps,systemd", "--format=null"]);
     command.arg(copy(package, "pb-nats.deb")).arg(copy(&script, "package.sh"));
     command.arg("--customize-hook=chroot \"$1\" sh -eu /package.sh");
     run_command(command.args([suite, "/dev/null", sources])).context(
