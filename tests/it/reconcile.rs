@@ -602,6 +602,32 @@ fn the_example_embeds_it() {
     eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
 }
 
+/// PocketBase says nothing to a live connection whose token is not good any more.
+#[test]
+fn a_token_that_is_replaced_is_noticed_though_nothing_happens() {
+    let (pb, nats, pb_nats, clerk) = town();
+    let account = json!({
+        "email": "a@example.com", "password": "a password", "passwordConfirm": "a password",
+    });
+    let account = pb.create("_superusers", &account);
+    let token = || {
+        let path = format!("/api/collections/_superusers/impersonate/{account}");
+        pb.ask("POST", &path, &json!({"duration": 3600}))["token"].as_str().unwrap().to_owned()
+    };
+    write(pb_nats.dir().join("token"), token());
+    let running = pb_nats.run();
+    running.wait_for(|it| it.contains("in force"));
+    eventually("the live connection is there", || {
+        pb.update("nats_roles", &clerk.role, &json!({"publish_permissions": ["news"]}));
+        nats.client("ann", PASSWORD).may_publish("news").then_some(())
+    });
+    let new = json!({"password": "another one", "passwordConfirm": "another one"});
+    pb.update("_superusers", &account, &new);
+    pb.update("nats_users", &clerk.ann, &json!({"active": false}));
+    write(pb_nats.dir().join("token"), token());
+    eventually("ann is out", || (!nats.accepts("ann", PASSWORD)).then_some(()));
+}
+
 /// The file is right already; that PocketBase is down is no reason not to enforce it.
 #[test]
 fn a_failed_reload_is_retried_while_pocketbase_is_down() {
