@@ -8,8 +8,8 @@ use crate::{
     PB_NATS,
     middlebox::{Fate, Middlebox},
     support::{
-        Nats, Optional, Pb, PbNats, Process, Setup, Signal, Users, bcrypt, eventually, poll, tool,
-        write,
+        Nats, Optional, Pb, PbNats, Process, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, Signal, Users, bcrypt,
+        eventually, poll, tool, write,
     },
 };
 
@@ -626,6 +626,27 @@ fn a_token_that_is_replaced_is_noticed_though_nothing_happens() {
     pb.update("nats_users", &clerk.ann, &json!({"active": false}));
     write(pb_nats.dir().join("token"), token());
     eventually("ann is out", || (!nats.accepts("ann", PASSWORD)).then_some(()));
+}
+
+#[test]
+fn of_several_servers_for_the_system_account_one_is_enough() {
+    let (pb, mut nats) =
+        (Pb::start(), Nats::cluster(2, Setup { extra: SYSTEM_ACCOUNT, ..Setup::default() }));
+    pb.user("ann", PASSWORD, "");
+    let mut pb_nats = PbNats::between(PB_NATS, &pb, &nats[1]);
+    pb_nats.unset("nats.pid_file");
+    pb_nats.unset("nats.monitor_url");
+    pb_nats.set("nats.system_url", format!("{}, {}", nats[0].url(), nats[1].url()));
+    pb_nats.set("nats.system_user", SYSTEM_USER.0);
+    pb_nats.set("nats.system_password", SYSTEM_USER.1);
+    pb_nats.once().success();
+    assert!(nats[0].accepts("ann", PASSWORD) && nats[1].accepts("ann", PASSWORD));
+    nats[0].stop();
+    pb.user("bob", PASSWORD, "");
+    pb_nats.once().success();
+    assert!(nats[1].accepts("bob", PASSWORD));
+    pb_nats.set("nats.system_url", format!("{},", nats[1].url()));
+    pb_nats.once().exits(2);
 }
 
 /// The file is right already; that PocketBase is down is no reason not to enforce it.
