@@ -602,6 +602,21 @@ fn the_example_embeds_it() {
     eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
 }
 
+/// Nothing has changed in PocketBase, and the file is right.
+#[test]
+fn a_server_that_somebody_made_run_something_else_is_put_right() {
+    let (_pb, nats, pb_nats, _) = town();
+    let running = pb_nats.run();
+    running.wait_for(|it| it.contains("in force"));
+    assert!(nats.accepts("ann", PASSWORD));
+    let good = fs::read_to_string(nats.auth_file()).unwrap();
+    nats.load(&good.replace("\"ann\"", "\"eve\"")).unwrap();
+    assert!(nats.accepts("eve", PASSWORD) && !nats.accepts("ann", PASSWORD));
+    write(nats.auth_file(), &good);
+    eventually("ann is let in again", || nats.accepts("ann", PASSWORD).then_some(()));
+    assert!(!nats.accepts("eve", PASSWORD));
+}
+
 /// PocketBase says nothing to a live connection whose token is not good any more.
 #[test]
 fn a_token_that_is_replaced_is_noticed_though_nothing_happens() {
