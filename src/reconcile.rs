@@ -198,6 +198,10 @@ impl<S: Source> Reconciler<S> {
                     agenda.hinted(self.pace);
                     continue;
                 }
+                () = self.servers.drifted() => {
+                    agenda.pass = time::Instant::now();
+                    continue;
+                }
                 () = time::sleep_until(at) => (),
             }
             let before = self.findings.clone();

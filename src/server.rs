@@ -34,6 +34,8 @@ pub use error::ServerError;
 const GLANCE: Duration = Duration::from_secs(1);
 /// How long they may take otherwise: one that is busy with a reload may be slow.
 const LOOK: Duration = Duration::from_secs(5);
+/// How often servers are looked at between passes.
+const WATCH: Duration = Duration::from_secs(5);
 /// How long a server that is not in its cluster is still expected back.
 const ABSENCE: Duration = Duration::from_mins(5);
 
@@ -217,6 +219,21 @@ impl Servers {
         self.known.iter_mut().for_each(|it| it.proven = None);
     }
 
+    /// Returns once a server runs something else than it was proven to, or is new: it was started
+    /// again, or reloaded by hand, or has come back to its cluster. Dropping the future loses nothing.
+    pub async fn drifted(&mut self) {
+        loop {
+            time::sleep(WATCH).await;
+            let answers = self.look(GLANCE).await;
+            let as_proven = |it: &Running| {
+                self.known(it).proven.as_ref().is_some_and(|proven| proven.mark() == it.mark())
+            };
+            if !answers.iter().filter_map(Answer::ok).all(as_proven) {
+                return;
+            }
+        }
+    }
+
     /// Which servers run the file now. None is told to reload.
     pub async fn survey(&mut self, file: &Applied) -> Vec<Outcome> {
         let answers = self.look(LOOK).await;
@@ -328,9 +345,14 @@ impl Servers {
         let awake: BTreeSet<String> = answers.iter().filter_map(Answer::awake).collect();
         let mut took = BTreeMap::new();
         let mut pause = Duration::from_millis(1);
+        let mut silent: BTreeMap<String, Instant> = BTreeMap::new();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
+            let asked = Instant::now();
             answers = self.look(GLANCE).await;
+            silent.retain(|name, _| {
+                answers.iter().any(|it| it.server == *name && it.running.is_err())
+            });
             for id in self.judge(&answers, &wanted) {
                 took.insert(id, begun.elapsed());
             }
@@ -343,12 +365,15 @@ impl Servers {
                     orders.extend(self.order(file, &late, &mut cut, &answers, deadline).await);
                 }
             }
-            let settled = |answer: &Answer| match &answer.running {
-                Ok(it) => self.known(it).proven.is_some() || refusal(&orders, &it.id).is_some(),
-                // It may be starting again.
-                Err(_) => !awake.contains(&answer.server),
+            let mut settled = |answer: &Answer| {
+                if let Ok(it) = &answer.running {
+                    return self.known(it).proven.is_some() || refusal(&orders, &it.id).is_some();
+                }
+                // It may be starting again. But no other waits long for that.
+                let since = *silent.entry(answer.server.clone()).or_insert(asked);
+                !awake.contains(&answer.server) || since.elapsed() >= LOOK
             };
-            if answers.iter().all(settled) || left.is_zero() {
+            if answers.iter().all(&mut settled) || left.is_zero() {
                 self.conclude(cut, &answers, deadline).await;
                 return self.outcomes(answers, &wanted, &orders, &took);
             }

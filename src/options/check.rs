@@ -250,8 +250,8 @@ impl NatsOptions {
         for url in &self.monitor_url {
             web_address("nats.monitor_url", url)?;
         }
-        if let Some(url) = &self.system_url {
-            address("nats.system_url", url, &["nats", "tls"])?;
+        for url in self.system_url.iter().flat_map(|it| it.split(',')) {
+            address("nats.system_url", url.trim(), &["nats", "tls"])?;
         }
         one_of(
             "nats",

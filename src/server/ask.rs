@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::json;
 use tokio::time::{self, Instant};
 
-use super::ServerError;
+use super::{GLANCE, ServerError};
 use crate::{
     options::{NatsOptions, Secret},
     tls,
@@ -263,7 +263,25 @@ impl System {
         running: &Running,
         deadline: Instant,
     ) -> Result<(), ServerError> {
-        self.request::<de::IgnoredAny>(running, "RELOAD", "", deadline).await.map(drop)
+        tokio::select! {
+            answer = self.request::<de::IgnoredAny>(running, "RELOAD", "", deadline) => answer.map(drop),
+            gone = self.gone(running) => Err(gone),
+        }
+    }
+
+    /// Returns once there is nobody who could answer for this server.
+    ///
+    /// One that reloads answers nothing until it has, so that it is silent says nothing. But of one
+    /// that has ended, the others know that it listens no more.
+    async fn gone(&self, running: &Running) -> ServerError {
+        loop {
+            time::sleep(GLANCE).await;
+            let asked =
+                self.request::<de::IgnoredAny>(running, "STATSZ", "", Instant::now() + GLANCE);
+            if let Err(gone @ ServerError::Missing { .. }) = asked.await {
+                return gone;
+            }
+        }
     }
 
     /// The connections that these users have to one server.

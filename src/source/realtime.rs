@@ -30,8 +30,9 @@ const SILENCE: Duration = Duration::from_secs(270);
 /// and since 0.38.2 one that is 1,800 s old.
 const AGE: Duration = Duration::from_mins(28);
 
-/// How often to ask whether the token is still good. If it is not, the connection stays, silent.
-const CONFIRMATION: Duration = Duration::from_secs(30);
+/// How often to ask whether the token is still good. If it is not, the connection stays, silent, and
+/// what changes meanwhile is not seen. It takes PocketBase a millisecond.
+const CONFIRMATION: Duration = Duration::from_secs(5);
 
 /// How long to wait before the next attempt, doubled with each.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];

@@ -8,8 +8,8 @@ use crate::{
     PB_NATS,
     middlebox::{Fate, Middlebox},
     support::{
-        Nats, Optional, Pb, PbNats, Process, Setup, Signal, Users, bcrypt, eventually, poll, tool,
-        write,
+        Nats, Optional, Pb, PbNats, Process, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, Signal, Users, bcrypt,
+        eventually, poll, tool, write,
     },
 };
 
@@ -600,6 +600,68 @@ fn the_example_embeds_it() {
     let mut command = std::process::Command::new(example);
     let _running = Process::start(command.arg(pb_nats.settings_file()));
     eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+}
+
+/// Nothing has changed in PocketBase, and the file is right.
+#[test]
+fn a_server_that_somebody_made_run_something_else_is_put_right() {
+    let (_pb, nats, pb_nats, _) = town();
+    let running = pb_nats.run();
+    running.wait_for(|it| it.contains("in force"));
+    assert!(nats.accepts("ann", PASSWORD));
+    let good = fs::read_to_string(nats.auth_file()).unwrap();
+    nats.load(&good.replace("\"ann\"", "\"eve\"")).unwrap();
+    assert!(nats.accepts("eve", PASSWORD) && !nats.accepts("ann", PASSWORD));
+    write(nats.auth_file(), &good);
+    eventually("ann is let in again", || nats.accepts("ann", PASSWORD).then_some(()));
+    assert!(!nats.accepts("eve", PASSWORD));
+}
+
+/// PocketBase says nothing to a live connection whose token is not good any more.
+#[test]
+fn a_token_that_is_replaced_is_noticed_though_nothing_happens() {
+    let (pb, nats, pb_nats, clerk) = town();
+    let account = json!({
+        "email": "a@example.com", "password": "a password", "passwordConfirm": "a password",
+    });
+    let account = pb.create("_superusers", &account);
+    let token = || {
+        let path = format!("/api/collections/_superusers/impersonate/{account}");
+        pb.ask("POST", &path, &json!({"duration": 3600}))["token"].as_str().unwrap().to_owned()
+    };
+    write(pb_nats.dir().join("token"), token());
+    let running = pb_nats.run();
+    running.wait_for(|it| it.contains("in force"));
+    eventually("the live connection is there", || {
+        pb.update("nats_roles", &clerk.role, &json!({"publish_permissions": ["news"]}));
+        nats.client("ann", PASSWORD).may_publish("news").then_some(())
+    });
+    let new = json!({"password": "another one", "passwordConfirm": "another one"});
+    pb.update("_superusers", &account, &new);
+    pb.update("nats_users", &clerk.ann, &json!({"active": false}));
+    write(pb_nats.dir().join("token"), token());
+    eventually("ann is out", || (!nats.accepts("ann", PASSWORD)).then_some(()));
+}
+
+#[test]
+fn of_several_servers_for_the_system_account_one_is_enough() {
+    let (pb, mut nats) =
+        (Pb::start(), Nats::cluster(2, Setup { extra: SYSTEM_ACCOUNT, ..Setup::default() }));
+    pb.user("ann", PASSWORD, "");
+    let mut pb_nats = PbNats::between(PB_NATS, &pb, &nats[1]);
+    pb_nats.unset("nats.pid_file");
+    pb_nats.unset("nats.monitor_url");
+    pb_nats.set("nats.system_url", format!("{}, {}", nats[0].url(), nats[1].url()));
+    pb_nats.set("nats.system_user", SYSTEM_USER.0);
+    pb_nats.set("nats.system_password", SYSTEM_USER.1);
+    pb_nats.once().success();
+    assert!(nats[0].accepts("ann", PASSWORD) && nats[1].accepts("ann", PASSWORD));
+    nats[0].stop();
+    pb.user("bob", PASSWORD, "");
+    pb_nats.once().success();
+    assert!(nats[1].accepts("bob", PASSWORD));
+    pb_nats.set("nats.system_url", format!("{},", nats[1].url()));
+    pb_nats.once().exits(2);
 }
 
 /// The file is right already; that PocketBase is down is no reason not to enforce it.

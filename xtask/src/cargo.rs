@@ -57,7 +57,20 @@ pub(crate) fn ci() -> Result<()> {
         "documentation",
         cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"),
     )?;
-    step("demo", cargo().args(["xtask", "demo", "--check"]))
+    step("demo", cargo().args(["xtask", "demo", "--check"]))?;
+    install_fault_tools();
+    step("faults", cargo().args(["xtask", "faults", "--quick"]))
+}
+
+/// Installs what some faults need, where that can be done. What is missing is skipped, and said so.
+fn install_fault_tools() {
+    let there = |program: &str| {
+        let said = Command::new(program).arg("--version").stdout(Stdio::null()).status();
+        said.is_ok_and(|it| it.success())
+    };
+    if is_root() && !(there("strace") && there("faketime")) {
+        let _ = Command::new("apt-get").args(["install", "--yes", "strace", "faketime"]).output();
+    }
 }
 
 /// Writes the generated pages, or says whether they are up to date. A test knows which they are.

@@ -9,6 +9,7 @@
 
 mod cargo;
 mod demo;
+mod faults;
 mod package;
 #[path = "../../tests/it/support.rs"]
 mod support;
@@ -35,6 +36,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Break everything that can break, and see whether the promises hold.
+    Faults(faults::Faults),
     /// All that has to hold before a change is merged.
     Ci,
     /// Write the generated pages in `docs/` anew.
@@ -76,6 +79,7 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Demo { check } => demo::run(check),
         Task::Test { arguments } => cargo::test(&arguments),
+        Task::Faults(arguments) => faults::run(&arguments),
         Task::Ci => cargo::ci(),
         Task::Docs { check } => cargo::docs(check),
         Task::Bench { what, arguments } => cargo::bench(&what, &arguments),

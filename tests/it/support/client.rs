@@ -26,6 +26,8 @@ pub(crate) struct Client {
     /// The error it has told just now, after which nothing else came.
     last_words: Option<String>,
     subscriptions: u64,
+    /// How long the server may take to answer.
+    patience: Duration,
 }
 
 /// How a client says who it is.
@@ -59,7 +61,16 @@ enum Said {
 impl Client {
     /// Connects and logs in. If the server does not want that, it says why.
     pub(crate) fn connect(address: SocketAddr, login: Login<'_>) -> Result<Client, String> {
-        let stream = TcpStream::connect_timeout(&address, SOON).map_err(|it| it.to_string())?;
+        Client::connect_within(SOON, address, login)
+    }
+
+    /// As [`Client::connect`], with a server that has so much time for this and each later answer.
+    pub(crate) fn connect_within(
+        patience: Duration,
+        address: SocketAddr,
+        login: Login<'_>,
+    ) -> Result<Client, String> {
+        let stream = TcpStream::connect_timeout(&address, patience).map_err(|it| it.to_string())?;
         stream.set_nodelay(true).map_err(|it| it.to_string())?;
         let mut client = Client {
             stream,
@@ -69,8 +80,9 @@ impl Client {
             errors: Vec::new(),
             last_words: None,
             subscriptions: 0,
+            patience,
         };
-        match client.said(Instant::now() + SOON) {
+        match client.said(Instant::now() + patience) {
             Ok(Some(Said::Info(info))) => client.info = info,
             Ok(_) => return Err("the server does not introduce itself".into()),
             Err(closed) => return Err(closed),
@@ -113,16 +125,25 @@ impl Client {
     }
 
     pub(crate) fn subscribe_queue(&mut self, subject: &str, queue: &str) -> u64 {
+        open(self.try_to_subscribe(subject, queue))
+    }
+
+    /// As [`Client::subscribe_queue`]. An error: the server closed the connection.
+    pub(crate) fn try_to_subscribe(&mut self, subject: &str, queue: &str) -> Result<u64, String> {
         self.subscriptions += 1;
         let number = self.subscriptions;
-        let words = format!("SUB {subject} {queue} {number}\r\n");
-        self.send(words.as_bytes()).expect("the connection is open");
-        number
+        self.send(format!("SUB {subject} {queue} {number}\r\n").as_bytes())?;
+        Ok(number)
     }
 
     /// Whether the server lets this client publish there. A message without content goes out if so.
     pub(crate) fn may_publish(&mut self, subject: &str) -> bool {
-        self.publish(subject, b"");
+        open(self.try_to_publish(subject))
+    }
+
+    /// As [`Client::may_publish`]. An error: the server closed the connection, or does not answer.
+    pub(crate) fn try_to_publish(&mut self, subject: &str) -> Result<bool, String> {
+        self.send(format!("PUB {subject} 0\r\n\r\n").as_bytes())?;
         self.permitted(&format!("Permissions Violation for Publish to {subject:?}"))
     }
 
@@ -134,7 +155,8 @@ impl Client {
     /// Whether the server lets this client subscribe to it as one of a queue group.
     pub(crate) fn may_subscribe_queue(&mut self, subject: &str, queue: &str) -> bool {
         let number = self.subscribe_queue(subject, queue);
-        let may = self.permitted(&format!("Permissions Violation for Subscription to {subject:?}"));
+        let violation = format!("Permissions Violation for Subscription to {subject:?}");
+        let may = open(self.permitted(&violation));
         self.send(format!("UNSUB {number}\r\n").as_bytes()).expect("the connection is open");
         may
     }
@@ -147,6 +169,11 @@ impl Client {
             self.take(said);
         }
         Some(self.inbox.remove(0))
+    }
+
+    /// The next message of those that have come already.
+    pub(crate) fn heard(&mut self) -> Option<Message> {
+        (!self.inbox.is_empty()).then(|| self.inbox.remove(0))
     }
 
     /// The first answer to a request, if one comes in time. It may be the server's "no responders".
@@ -192,22 +219,20 @@ impl Client {
     }
 
     fn pong(&mut self) -> Result<(), String> {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + self.patience;
         loop {
             match self.said(deadline)? {
                 Some(Said::Pong) => return Ok(()),
                 Some(said) => self.take(said),
-                None => return Err(format!("no answer within {SOON:?}")),
+                None => return Err(format!("no answer within {:?}", self.patience)),
             }
         }
     }
 
-    fn permitted(&mut self, violation: &str) -> bool {
+    fn permitted(&mut self, violation: &str) -> Result<bool, String> {
         let before = self.errors.len();
-        if let Err(closed) = self.flush() {
-            panic!("the connection is closed: {closed}");
-        }
-        !self.errors[before..].iter().any(|it| it.starts_with(violation))
+        self.flush()?;
+        Ok(!self.errors[before..].iter().any(|it| it.starts_with(violation)))
     }
 
     fn take(&mut self, said: Said) {
@@ -264,6 +289,11 @@ impl Client {
     fn farewell(&self, otherwise: &str) -> String {
         self.last_words.clone().unwrap_or_else(|| otherwise.into())
     }
+}
+
+/// What came of a question to a server that has no reason to close the connection.
+fn open<T>(answer: Result<T, String>) -> T {
+    answer.unwrap_or_else(|closed| panic!("the connection is closed: {closed}"))
 }
 
 /// The first thing in the text and its length, if it is there completely.

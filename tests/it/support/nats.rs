@@ -39,6 +39,12 @@ pub(crate) struct Nats {
     process: Option<Process>,
 }
 
+/// Where a server of a cluster listens for the others, and where they are told to find it.
+pub(crate) struct Door {
+    pub(crate) listen: SocketAddr,
+    pub(crate) advertise: SocketAddr,
+}
+
 /// What to start, where it is not the usual.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Setup<'a> {
@@ -48,6 +54,18 @@ pub(crate) struct Setup<'a> {
     pub(crate) extra: &'a str,
     /// What `auth.conf` holds at first.
     pub(crate) auth: &'a str,
+    /// In which folder its own is made; none: the usual one for such.
+    pub(crate) within: Option<&'a Path>,
+}
+
+impl Setup<'_> {
+    /// A folder with the `auth.conf`.
+    fn folder(&self) -> Arc<TempDir> {
+        let dir = self.within.map_or_else(TempDir::new, TempDir::new_in);
+        let dir = dir.expect("there is room for a folder");
+        write(dir.path().join("auth.conf"), self.auth);
+        Arc::new(dir)
+    }
 }
 
 impl Nats {
@@ -57,15 +75,12 @@ impl Nats {
     }
 
     pub(crate) fn with(setup: Setup<'_>) -> Nats {
-        let dir = Arc::new(TempDir::new().expect("there is room for a folder"));
-        write(dir.path().join("auth.conf"), setup.auth);
-        Nats::launch(dir, "nats-server", setup)
+        Nats::launch(setup.folder(), "nats-server", setup)
     }
 
     /// Starts so many servers that know each other and include the same `auth.conf`.
     pub(crate) fn cluster(size: usize, setup: Setup<'_>) -> Vec<Nats> {
-        let dir = Arc::new(TempDir::new().expect("there is room for a folder"));
-        write(dir.path().join("auth.conf"), setup.auth);
+        let dir = setup.folder();
         let mut servers: Vec<Nats> = Vec::new();
         for number in 1..=size {
             let routes: Vec<String> = servers
@@ -80,15 +95,31 @@ impl Nats {
             let name = format!("nats-server-{number}");
             servers.push(Nats::launch(dir.clone(), &name, Setup { extra: &extra, ..setup }));
         }
-        for server in &servers {
-            // Servers may hold several connections to each other.
-            eventually("the servers of a cluster find each other", || {
-                let routes = server.ask("routez")["routes"].as_array()?.clone();
-                let peers: std::collections::BTreeSet<&str> =
-                    routes.iter().filter_map(|it| it["remote_name"].as_str()).collect();
-                (peers.len() == size - 1).then_some(())
-            });
-        }
+        acquainted(&servers);
+        servers
+    }
+
+    /// A cluster whose servers reach each other, and are told of, through these doors only.
+    pub(crate) fn cluster_behind(doors: &[Door], setup: Setup<'_>) -> Vec<Nats> {
+        let dir = setup.folder();
+        let launch = |(number, door): (usize, &Door)| {
+            let routes: Vec<String> = doors[..number]
+                .iter()
+                .map(|it| format!("\"nats-route://{}\"", it.advertise))
+                .collect();
+            let extra = format!(
+                "cluster {{ name: \"test\", listen: \"{}\", advertise: \"{}\", no_advertise: true, \
+                 routes: [{}] }}\n{}",
+                door.listen,
+                door.advertise,
+                routes.join(", "),
+                setup.extra
+            );
+            let name = format!("nats-server-{}", number + 1);
+            Nats::launch(dir.clone(), &name, Setup { extra: &extra, ..setup })
+        };
+        let servers: Vec<Nats> = doors.iter().enumerate().map(launch).collect();
+        acquainted(&servers);
         servers
     }
 
@@ -112,7 +143,10 @@ impl Nats {
     /// Starts the server again, at the addresses it had.
     pub(crate) fn resume(&mut self) {
         self.process = None;
-        write(self.config_file(), self.config());
+        let config = self.config();
+        if fs::read_to_string(self.config_file()).ok().as_ref() != Some(&config) {
+            write(self.config_file(), config);
+        }
         let log = fs::File::options().append(true).create(true).open(self.path("log"));
         let mut command = Command::new(&self.binary);
         command.arg("-c").arg(self.config_file()).stdin(Stdio::null()).stdout(Stdio::null());
@@ -184,9 +218,13 @@ impl Nats {
         format!("http://{}", self.monitor)
     }
 
+    pub(crate) fn log_file(&self) -> PathBuf {
+        self.path("log")
+    }
+
     /// Everything the server has logged.
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.path("log")).unwrap_or_default()
+        fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
     /// Writes `auth.conf` by hand and makes the server load it.
@@ -310,6 +348,19 @@ include "auth.conf"
             .filter_map(Result::ok)
             .find(|it| it.file_name().to_string_lossy().ends_with(&format!("_{pid}.ports")))?;
         serde_json::from_str(&fs::read_to_string(file.path()).ok()?).ok()
+    }
+}
+
+/// Waits until each server of a cluster knows all others.
+fn acquainted(servers: &[Nats]) {
+    for server in servers {
+        // Servers may hold several connections to each other.
+        eventually("the servers of a cluster find each other", || {
+            let routes = server.ask("routez")["routes"].as_array()?.clone();
+            let peers: std::collections::BTreeSet<&str> =
+                routes.iter().filter_map(|it| it["remote_name"].as_str()).collect();
+            (peers.len() == servers.len() - 1).then_some(())
+        });
     }
 }
 

@@ -21,6 +21,7 @@ pub(crate) struct PbNats {
     dir: TempDir,
     settings: Table,
     environment: Vec<(String, String)>,
+    through: Vec<String>,
 }
 
 /// What a command said, and how it ended.
@@ -42,8 +43,13 @@ impl PbNats {
     /// With an empty settings file.
     pub(crate) fn new(binary: impl Into<PathBuf>) -> PbNats {
         let dir = TempDir::new().expect("there is room for a folder");
-        let pb_nats =
-            PbNats { binary: binary.into(), dir, settings: Table::new(), environment: Vec::new() };
+        let pb_nats = PbNats {
+            binary: binary.into(),
+            dir,
+            settings: Table::new(),
+            environment: Vec::new(),
+            through: Vec::new(),
+        };
         pb_nats.write_settings("");
         pb_nats
     }
@@ -88,6 +94,16 @@ impl PbNats {
     /// Sets an environment variable for the program. Of our own, it gets none that it would read.
     pub(crate) fn set_env(&mut self, name: &str, value: &str) {
         self.environment.push((name.into(), value.into()));
+    }
+
+    /// Lets the program be started by another, such as a tracer. Nothing: by us again.
+    pub(crate) fn start_through(&mut self, words: &[String]) {
+        self.through = words.to_vec();
+    }
+
+    /// Sets no environment variables any more.
+    pub(crate) fn clear_env(&mut self) {
+        self.environment.clear();
     }
 
     /// The folder of the settings file.
@@ -142,7 +158,14 @@ impl PbNats {
     }
 
     fn program(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut command = match &self.through[..] {
+            [] => Command::new(&self.binary),
+            [program, arguments @ ..] => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(&self.binary);
+                command
+            }
+        };
         command.arg("--config").arg(self.settings_file()).args(arguments);
         command.current_dir(self.dir()).stdout(Stdio::piped()).stderr(Stdio::piped());
         for (name, _) in env::vars_os() {

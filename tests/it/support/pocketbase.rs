@@ -255,6 +255,10 @@ impl Pb {
         self.process.as_ref().expect("PocketBase runs").pid()
     }
 
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.as_ref().expect("PocketBase runs").signal(signal);
+    }
+
     /// Stops PocketBase in an orderly way.
     pub(crate) fn stop(&mut self) {
         self.end(Signal::TERM);
