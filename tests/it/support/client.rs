@@ -135,8 +135,17 @@ impl Client {
     pub(crate) fn may_subscribe_queue(&mut self, subject: &str, queue: &str) -> bool {
         let number = self.subscribe_queue(subject, queue);
         let may = self.permitted(&format!("Permissions Violation for Subscription to {subject:?}"));
-        self.send(format!("UNSUB {number}\r\n").as_bytes()).expect("the connection is open");
+        self.unsubscribe(number);
         may
+    }
+
+    pub(crate) fn unsubscribe(&mut self, number: u64) {
+        self.send(format!("UNSUB {number}\r\n").as_bytes()).expect("the connection is open");
+    }
+
+    /// The messages that have come so far.
+    pub(crate) fn received(&mut self) -> Vec<Message> {
+        std::mem::take(&mut self.inbox)
     }
 
     /// The next message, if one comes in time.
@@ -169,7 +178,7 @@ impl Client {
                 None => break None,
             }
         };
-        self.send(format!("UNSUB {number}\r\n").as_bytes()).expect("the connection is open");
+        self.unsubscribe(number);
         answer
     }
 
