@@ -7,7 +7,9 @@ mod changes;
 pub mod conf;
 mod desired;
 mod diff;
+pub mod explain;
 mod finding;
+mod matching;
 mod render;
 mod snapshot;
 mod subject;
@@ -19,7 +21,9 @@ pub use desired::{
     ConnectionType, Credential, Desired, Grant, Policy, Responses, Rules, Subjects, User,
 };
 pub use diff::{Answers, Change, Diff, Holding, Hunk, Rights};
+pub use explain::{Action, Answer, Explain, Question, Verdict};
 pub use finding::{Effect, Finding, Problem};
+pub use matching::Delivery;
 pub use render::{Found, dated, parse, render, stamp};
 pub use snapshot::{PasswordHash, Permissions, RoleRecord, Snapshot, UserRecord};
 pub use subject::{BadSubject, Subject, check_template};

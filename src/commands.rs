@@ -3,6 +3,7 @@
 pub(crate) mod backups;
 pub(crate) mod check;
 pub(crate) mod diff;
+pub(crate) mod explain;
 pub(crate) mod hash;
 pub(crate) mod once;
 pub(crate) mod plan;

@@ -7,12 +7,15 @@ use std::{env, io, path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use pb_nats::{
-    apply::ApplyError, options::OptionsError, reconcile::ReconcileError, server::ServerError,
+    apply::ApplyError,
+    options::OptionsError,
+    reconcile::ReconcileError,
+    server::{ServerError, TrialError},
     source::SourceError,
 };
 use tracing_subscriber::EnvFilter;
 
-use crate::commands::{backups, check, hash, once, plan, run, shell, terminal};
+use crate::commands::{backups, check, explain, hash, once, plan, run, shell, terminal};
 
 /// Wrong usage or settings, or a question that cannot be decided.
 const EXIT_USAGE: u8 = 2;
@@ -64,6 +67,11 @@ enum Command {
     /// Check settings, PocketBase, its records, the main config and the way to reload
     #[command(after_help = "Example:\n  pb-nats check --json")]
     Check(check::Check),
+    /// Tell who may do what, and by which line of which record
+    #[command(
+        after_help = "Example:\n  pb-nats explain ann pub orders.new\n  pb-nats explain ann sub 'orders.>' --live\n  pb-nats explain ann\n  pb-nats explain --who-can pub orders.new"
+    )]
+    Explain(explain::Explain),
     /// List former auth files, or restore one
     #[command(after_help = "Example:\n  pb-nats backups list")]
     Backups(backups::Backups),
@@ -103,6 +111,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Plan(arguments) => block_on(plan::plan(cli, arguments)),
         Command::Render => block_on(plan::render(cli)),
         Command::Check(arguments) => block_on(check::check(cli, arguments)),
+        Command::Explain(arguments) => block_on(explain::explain(cli, arguments)),
         Command::Backups(arguments) => backups::backups(cli, arguments),
         Command::Hash(arguments) => hash::hash(arguments),
         Command::Completions(arguments) => shell::completions(arguments),
@@ -134,6 +143,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             .or_else(|| it.downcast_ref::<SourceError>()?.hint())
             .or_else(|| it.downcast_ref::<ApplyError>()?.hint().map(str::to_owned))
             .or_else(|| it.downcast_ref::<ServerError>()?.hint())
+            .or_else(|| it.downcast_ref::<TrialError>()?.hint())
     })
 }
 

@@ -11,7 +11,7 @@ use tracing::{debug, error, field, info, warn};
 
 use crate::{
     apply::{Adopt, Applied, ApplyError, AuthFile, Current, MainConfig, Placement},
-    auth::{Changes, Desired, Diff, Event, Finding, Limits, Policy, Refused, Snapshot},
+    auth::{Changes, Desired, Diff, Event, Explain, Finding, Limits, Policy, Refused, Snapshot},
     options::{EventFilter, Options},
     server::{Outcome, Receipt, ServerError, Servers, State},
     source::{Source, SourceError},
@@ -457,9 +457,22 @@ impl<S: Source> Reconciler<S> {
         Ok((plan.desired, plan.findings))
     }
 
+    /// Who may do what now, and why. Looks at no auth file and asks no server.
+    pub async fn explain(&mut self) -> Result<Explain, ReconcileError> {
+        let snapshot = self.read().await?;
+        Ok(Explain::new(snapshot, self.policy(self.file.main_config()?.as_ref())))
+    }
+
     async fn read(&mut self) -> Result<Snapshot, SourceError> {
         self.doing.send_replace("reading PocketBase");
         self.source.snapshot().await
+    }
+
+    /// What the settings and the main config say about records.
+    fn policy(&self, main_config: Option<&MainConfig>) -> Policy {
+        let mut policy = self.policy.clone();
+        policy.reserved.extend(main_config.map(MainConfig::account_users).unwrap_or_default());
+        policy
     }
 
     /// What should be, and how the file differs from that.
@@ -470,9 +483,7 @@ impl<S: Source> Reconciler<S> {
         main_config: Option<&MainConfig>,
     ) -> Plan {
         self.doing.send_replace("working out who may do what");
-        let mut policy = self.policy.clone();
-        policy.reserved.extend(main_config.map(MainConfig::account_users).unwrap_or_default());
-        let (desired, findings) = Desired::new(snapshot, &policy);
+        let (desired, findings) = Desired::new(snapshot, &self.policy(main_config));
         let nothing = Desired::default();
         let changes = Changes::between(current.desired.as_deref().unwrap_or(&nothing), &desired);
         Plan {

@@ -5,6 +5,7 @@ mod ask;
 mod cut;
 mod error;
 mod reload;
+mod trial;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,6 +30,7 @@ use reload::{Order, Reload};
 pub use ask::Running;
 pub use cut::Receipt;
 pub use error::ServerError;
+pub use trial::{Trial, TrialError};
 
 /// How long servers may take to answer when a reload waits for it.
 const GLANCE: Duration = Duration::from_secs(1);

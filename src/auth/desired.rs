@@ -63,6 +63,19 @@ pub enum Grant {
     Own(Box<Rules>),
 }
 
+impl User {
+    /// Someone with a key and these rights.
+    pub(crate) fn with_nkey(rules: Rules) -> User {
+        let grant = Grant::Own(Box::new(rules));
+        User { credential: Credential::Nkey, grant, connection_types: BTreeSet::new() }
+    }
+
+    /// Whether they may connect in this way.
+    pub fn connects_by(&self, way: ConnectionType) -> bool {
+        self.connection_types.is_empty() || self.connection_types.contains(&way)
+    }
+}
+
 impl Grant {
     /// The role, if it is one as it is.
     pub(super) fn role(&self) -> Option<&Arc<str>> {
@@ -474,7 +487,7 @@ impl Granted {
         }
         let Entries { allow, deny, .. } = &self.subscribe;
         Some(Rules {
-            publish: Subjects::new(self.publish.allow.clone(), self.publish.deny.clone()),
+            publish: Subjects::publishing(self.publish.allow.clone(), self.publish.deny.clone()),
             subscribe: Subjects::subscribing(allow.clone(), deny.clone()).0,
             responses: self.responses,
         })
@@ -585,7 +598,7 @@ impl Filled {
         let (subscribe, wider) = Subjects::subscribing(self.subscribe.0, self.subscribe.1);
         findings.extend(wider.iter().map(|it| wider_than_said(it, about)));
         Rules {
-            publish: Subjects::new(self.publish.0, self.publish.1),
+            publish: Subjects::publishing(self.publish.0, self.publish.1),
             subscribe,
             responses: self.responses,
         }
@@ -593,7 +606,9 @@ impl Filled {
 }
 
 /// Whether and how the role may answer requests, or the field that says something else.
-fn responses(role: &RoleRecord) -> Result<Option<Responses>, (&'static str, &Value, Problem)> {
+pub(super) fn responses(
+    role: &RoleRecord,
+) -> Result<Option<Responses>, (&'static str, &Value, Problem)> {
     let allowed = match &role.allow_response {
         Value::Null => false,
         Value::Bool(it) => *it,
@@ -641,6 +656,13 @@ impl Subjects {
         Subjects { allow, deny }
     }
 
+    /// The same, for every nats-server to see.
+    fn publishing(mut allow: BTreeSet<Subject>, mut deny: BTreeSet<Subject>) -> Subjects {
+        unmask(&mut allow);
+        unmask(&mut deny);
+        Subjects::new(allow, deny)
+    }
+
     /// The same for subscriptions, where an allowed `a.*` must not become `a.>`.
     ///
     /// Also what could not be kept from becoming it, since a narrower permission lies beyond.
@@ -651,7 +673,8 @@ impl Subjects {
         let mut wider = Vec::new();
         for entry in &allow {
             let Some(beyond) = entry.beyond() else { continue };
-            if allow.iter().any(|it| it.covers(&beyond)) {
+            let with_it = |it: &Subject| it.queue().is_none_or(|all| entry.is_for(all));
+            if allow.iter().any(|it| it.covers(&beyond) && with_it(it)) {
                 continue;
             }
             if allow.iter().any(|it| it.overlaps(&beyond)) {
@@ -660,6 +683,8 @@ impl Subjects {
                 deny.insert(beyond);
             }
         }
+        deny_every_group(&mut deny);
+        unmask(&mut deny);
         (Subjects::new(allow, deny), wider)
     }
 
@@ -677,6 +702,35 @@ impl Subjects {
     pub fn deny(&self) -> &BTreeSet<Subject> {
         &self.deny
     }
+}
+
+/// Names each subject that stands both below a `*` and above another subject.
+///
+/// Before 2.11.12, and from 2.12.0 to 2.12.3, nats-server does not find `a.b` in `a.*` if `a.b.c` is
+/// listed as well, when it is published to or delivered: denied, it would be allowed.
+fn unmask(subjects: &mut BTreeSet<Subject>) {
+    let mut masked = Vec::new();
+    for star in subjects.iter().filter(|it| it.queue().is_none()) {
+        let Some(above) = star.as_str().strip_suffix('*') else { continue };
+        let below = subjects.iter().filter_map(|it| it.subject().strip_prefix(above));
+        let tokens = below.filter_map(|it| it.split_once('.')).map(|(token, _)| token);
+        let named: BTreeSet<_> = tokens.filter(|it| *it != "*").collect();
+        masked.extend(named.iter().map(|token| star.sibling(token)));
+    }
+    subjects.extend(masked);
+}
+
+/// Says of each denied subject that it is for every queue group, where others are denied to some.
+///
+/// Before 2.11.16, and from 2.12.0 to 2.12.6, nats-server lets a queue group that is not among these
+/// slip past a subject that is denied to all.
+fn deny_every_group(deny: &mut BTreeSet<Subject>) {
+    let (for_all, mut for_some): (Vec<_>, Vec<_>) =
+        deny.iter().cloned().partition(|it| it.queue().is_none());
+    for_some.retain(|some| !for_all.iter().any(|all| all.covers(some)));
+    let met = for_all.iter().filter(|all| for_some.iter().any(|some| all.overlaps(some)));
+    let every_group: Vec<_> = met.map(Subject::for_every_group).collect();
+    *deny = for_all.into_iter().chain(for_some).chain(every_group).collect();
 }
 
 impl ConnectionType {
@@ -701,14 +755,18 @@ impl ConnectionType {
 }
 
 impl Policy {
-    /// The permissions of users without a role.
-    fn defaults(&self, findings: &mut Vec<Finding>) -> Granted {
+    /// The permissions of users without a role, as a record would say them.
+    pub(super) fn default_permissions(&self) -> Permissions {
         let list = |it: &[String]| Value::from(it);
-        let permissions = Permissions {
+        Permissions {
             publish: list(&self.default_publish),
             subscribe: list(&self.default_subscribe),
             ..Permissions::default()
-        };
+        }
+    }
+
+    /// The same, judged.
+    fn defaults(&self, findings: &mut Vec<Finding>) -> Granted {
         let about = |field: &str, value: &str, problem, effect| Finding {
             collection: "settings".to_owned(),
             id: "permissions".to_owned(),
@@ -718,7 +776,7 @@ impl Policy {
             problem,
             effect,
         };
-        let defaults = Granted::new(&permissions, &about, findings);
+        let defaults = Granted::new(&self.default_permissions(), &about, findings);
         defaults.report_wider(&about, findings);
         defaults
     }
@@ -766,7 +824,7 @@ fn identifiers(
 }
 
 /// The entries of a JSON array, or of a text that holds one. Nothing at all is an empty one.
-fn array(value: &Value) -> Result<std::borrow::Cow<'_, [Value]>, ()> {
+pub(super) fn array(value: &Value) -> Result<std::borrow::Cow<'_, [Value]>, ()> {
     match value {
         Value::Null => Ok([].as_slice().into()),
         Value::Array(entries) => Ok(entries.as_slice().into()),

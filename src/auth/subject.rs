@@ -71,6 +71,16 @@ impl Subject {
         self.0.split(' ').next().unwrap_or_default()
     }
 
+    /// The queue group behind it.
+    pub fn queue(&self) -> Option<&str> {
+        self.0.split_once(' ').map(|(_, queue)| queue)
+    }
+
+    /// Whether more than one subject matches this.
+    pub fn has_wildcard(&self) -> bool {
+        self.subject().split('.').any(|it| matches!(it, "*" | ">"))
+    }
+
     /// What a subscription to `a.>` gets beyond an allowed `a.*`: `a.*.>`. `None` if the last token
     /// is not `*`.
     ///
@@ -79,6 +89,46 @@ impl Subject {
     pub(super) fn beyond(&self) -> Option<Subject> {
         let subject = self.subject();
         (subject == "*" || subject.ends_with(".*")).then(|| Subject(format!("{subject}.>").into()))
+    }
+
+    /// Whether it is for a queue group, and `group`, which may have wildcards, is or holds that.
+    pub(super) fn is_for(&self, group: &str) -> bool {
+        self.queue().is_some_and(|it| covers(group, it))
+    }
+
+    /// The same subject for every queue group. Without one it is for those that are in none, too.
+    pub(super) fn for_every_group(&self) -> Subject {
+        Subject(format!("{} >", self.subject()).into())
+    }
+
+    /// A subject, without wildcards, that matches both.
+    pub(super) fn meeting(&self, other: &Subject) -> Option<Subject> {
+        let (mut one, mut two) = (self.subject().split('.'), other.subject().split('.'));
+        let plain = |it: &str| if matches!(it, "*" | ">") { "x".to_owned() } else { it.to_owned() };
+        let mut met = Vec::new();
+        loop {
+            match (one.next(), two.next()) {
+                (Some(">"), Some(token)) => {
+                    met.extend([token].into_iter().chain(two).map(plain));
+                    break;
+                }
+                (Some(token), Some(">")) => {
+                    met.extend([token].into_iter().chain(one).map(plain));
+                    break;
+                }
+                (Some("*"), Some(token)) | (Some(token), Some("*")) => met.push(plain(token)),
+                (Some(a), Some(b)) if a == b => met.push(plain(a)),
+                (None, None) => break,
+                (Some(_) | None, Some(_) | None) => return None,
+            }
+        }
+        Some(Subject(met.join(".").into()))
+    }
+
+    /// The same with another last token.
+    pub(super) fn sibling(&self, token: &str) -> Subject {
+        let above = self.subject().rsplit_once('.').map(|(above, _)| format!("{above}."));
+        Subject((above.unwrap_or_default() + token).into())
     }
 
     /// Whether some subject matches both, queue groups aside.
@@ -96,11 +146,17 @@ impl Subject {
 
     /// Whether everything that matches `other` matches this, queue groups aside.
     pub(super) fn covers(&self, other: &Subject) -> bool {
-        let (mut one, mut two) = (self.subject().split('.'), other.subject().split('.'));
+        covers(self.subject(), other.subject())
+    }
+
+    /// Whether nats-server finds `text` in this, queue groups aside: wildcards of the text are to it
+    /// tokens like any other, so that `a.*` takes `a.>`.
+    pub(super) fn takes(&self, text: &Subject) -> bool {
+        let (mut one, mut two) = (self.subject().split('.'), text.subject().split('.'));
         loop {
             match (one.next(), two.next()) {
                 (None, None) | (Some(">"), Some(_)) => return true,
-                (Some("*"), Some(b)) if b != ">" => (),
+                (Some("*"), Some(_)) => (),
                 (Some(a), Some(b)) if a == b => (),
                 (Some(_) | None, Some(_) | None) => return false,
             }
@@ -110,6 +166,19 @@ impl Subject {
     /// The text, as NATS writes it.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// Whether everything that matches `other` matches `one`. Both are subjects, or both queue groups.
+pub(super) fn covers(one: &str, other: &str) -> bool {
+    let (mut one, mut two) = (one.split('.'), other.split('.'));
+    loop {
+        match (one.next(), two.next()) {
+            (None, None) | (Some(">"), Some(_)) => return true,
+            (Some("*"), Some(b)) if b != ">" => (),
+            (Some(a), Some(b)) if a == b => (),
+            (Some(_) | None, Some(_) | None) => return false,
+        }
     }
 }
 

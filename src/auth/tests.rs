@@ -15,7 +15,7 @@ const HASH: &str = "$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad68LJZdL17lhWy
 /// Public nkeys.
 const NKEY: &str = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
 
-fn policy() -> Policy {
+pub(super) fn policy() -> Policy {
     Policy {
         user_collection: "nats_users".into(),
         role_collection: "nats_roles".into(),
@@ -30,7 +30,7 @@ fn policy() -> Policy {
 }
 
 /// A record as one would write it down; what is not said is as a new record has it.
-fn user(id: &str, fields: Value) -> UserRecord {
+pub(super) fn user(id: &str, fields: Value) -> UserRecord {
     let text = |key: &str| fields[key].as_str().unwrap_or_default().to_owned();
     let roles = fields["roles"].as_array().cloned().unwrap_or_default();
     UserRecord {
@@ -45,7 +45,7 @@ fn user(id: &str, fields: Value) -> UserRecord {
     }
 }
 
-fn role(id: &str, name: &str, fields: Value) -> RoleRecord {
+pub(super) fn role(id: &str, name: &str, fields: Value) -> RoleRecord {
     RoleRecord {
         id: id.into(),
         name: name.into(),
@@ -228,8 +228,53 @@ fn one_level_is_not_all_levels() {
         (json!(["*", ">"]), r#"subscribe = ["*", ">"]"#, false),
         (json!(["a.*.c"]), r#"subscribe = "a.*.c""#, false),
         (json!(["a.*", "a.b.c"]), r#"subscribe = ["a.*", "a.b.c"]"#, true),
+        (json!(["a.*", "a.> q"]), r#"subscribe = ["a.*", "a.> q"]"#, true),
+        (json!(["a.* q", "a.> q"]), r#"subscribe = ["a.* q", "a.> q"]"#, false),
+        (json!(["a.* q", "a.> *"]), r#"subscribe = ["a.* q", "a.> *"]"#, false),
+        (json!(["a.* q", "a.> r"]), r#"subscribe = ["a.* q", "a.> r"]"#, true),
     ] {
         assert_eq!(subscribing(to.clone()), (written.to_owned(), finding), "{to}");
+    }
+}
+
+/// Older servers do not see a subject that stands below a `*` and above another one.
+#[test]
+fn what_is_denied_is_written_so_that_older_servers_see_it() {
+    let ruling = |fields: Value| {
+        let roles = vec![role("r", "r", fields)];
+        let text = rendered(vec![user("u", json!({"username": "ann", "roles": ["r"]}))], roles);
+        let mut rules = text.lines().skip_while(|it| !it.starts_with("  R = "));
+        [rules.nth(1).unwrap().trim().to_owned(), rules.next().unwrap().trim().to_owned()]
+    };
+    let publish =
+        |allow: Value, deny: Value| ruling(json!({"pub": allow, "pubdeny": deny}))[0].clone();
+    for (denied, written) in [
+        (json!(["a.*", "a.b.c"]), r#"["a.*", "a.b", "a.b.c"]"#),
+        (json!(["a.*", "a.b.>"]), r#"["a.*", "a.b", "a.b.>"]"#),
+        (json!(["*", "a.b", "b.*.c"]), r#"["*", "a", "a.b", "b", "b.*.c"]"#),
+        (json!(["*.*", "*.b.c", "a.b.c"]), r#"["*.*", "*.b", "*.b.c", "a.b.c"]"#),
+        (json!(["a.*", "a.*.c"]), r#"["a.*", "a.*.c"]"#),
+        (json!(["a.*", "b.b.c"]), r#"["a.*", "b.b.c"]"#),
+        (json!(["a.>", "a.b.c"]), r#"["a.>", "a.b.c"]"#),
+    ] {
+        let expected = format!("publish = {{allow: \"ok\", deny: {written}}}");
+        assert_eq!(publish(json!(["ok"]), denied.clone()), expected, "{denied}");
+        assert_eq!(
+            publish(denied.clone(), json!(null)),
+            format!("publish = {written}"),
+            "{denied}"
+        );
+    }
+    let subscribe = |denied: Value| ruling(json!({"sub": ["ok"], "subdeny": denied}))[1].clone();
+    for (denied, written) in [
+        (json!(["a.*", "a.b.c"]), r#"["a.*", "a.b", "a.b.c"]"#),
+        // A group that is not named must not slip past what is denied to all.
+        (json!(["a.b", "a.> q"]), r#"["a.> q", "a.b", "a.b >"]"#),
+        (json!(["a.>", "a.b q"]), r#""a.>""#),
+        (json!(["b", "a.b q"]), r#"["a.b q", "b"]"#),
+    ] {
+        let expected = format!("subscribe = {{allow: \"ok\", deny: {written}}}");
+        assert_eq!(subscribe(denied.clone()), expected, "{denied}");
     }
 }
 

@@ -5,7 +5,9 @@
 mod apply;
 mod cli;
 mod cutoff;
+mod differential;
 mod dist;
+mod explain;
 mod harness;
 mod manners;
 mod middlebox;

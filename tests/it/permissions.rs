@@ -136,6 +136,30 @@ fn a_denial_wins_over_every_permission() {
     }
 }
 
+/// Where nats-server before 2.11.12 and 2.12.4 does not see `a.b` in `a.*` beside `a.b.c`, and where
+/// before 2.11.16 and 2.12.7 a queue group slips past what is denied to all but not to it.
+#[test]
+fn a_denial_is_not_hidden_by_another() {
+    for version in VERSIONS {
+        let mut clerk = role("clerk", json!([">"]), json!([">"]));
+        clerk.permissions.publish_deny = json!(["a.*", "a.b.c"]);
+        clerk.permissions.subscribe_deny = json!(["a.b", "a.> q"]);
+        let few = role("few", json!(["a.*", "a.b.c"]), json!([]));
+        let nats =
+            serving(version, &[user("ann", &["clerk"]), user("fred", &["few"])], &[clerk, few]);
+        let mut ann = nats.client("ann", PASSWORD);
+        assert!(!ann.may_publish("a.b") && !ann.may_publish("a.x"), "{version:?}");
+        assert!(ann.may_publish("a.b.d") && !ann.may_publish("a.b.c"), "{version:?}");
+        for group in ["q", "r"] {
+            assert!(!ann.may_subscribe_queue("a.b", group), "{version:?} {group}");
+        }
+        assert!(ann.may_subscribe_queue("a.x", "r") && !ann.may_subscribe_queue("a.x", "q"));
+        let mut fred = nats.client("fred", PASSWORD);
+        assert!(fred.may_publish("a.b") && fred.may_publish("a.b.c"), "{version:?}");
+        assert!(!fred.may_publish("a.b.d"), "{version:?}");
+    }
+}
+
 #[test]
 fn only_what_is_a_hash_is_ever_a_password() {
     let body = &bcrypt(PASSWORD)[7..];

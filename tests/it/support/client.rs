@@ -157,8 +157,17 @@ impl Client {
         let number = self.subscribe_queue(subject, queue);
         let violation = format!("Permissions Violation for Subscription to {subject:?}");
         let may = open(self.permitted(&violation));
-        self.send(format!("UNSUB {number}\r\n").as_bytes()).expect("the connection is open");
+        self.unsubscribe(number);
         may
+    }
+
+    pub(crate) fn unsubscribe(&mut self, number: u64) {
+        self.send(format!("UNSUB {number}\r\n").as_bytes()).expect("the connection is open");
+    }
+
+    /// The messages that have come so far.
+    pub(crate) fn received(&mut self) -> Vec<Message> {
+        std::mem::take(&mut self.inbox)
     }
 
     /// The next message, if one comes in time.
@@ -196,7 +205,7 @@ impl Client {
                 None => break None,
             }
         };
-        self.send(format!("UNSUB {number}\r\n").as_bytes()).expect("the connection is open");
+        self.unsubscribe(number);
         answer
     }
 
