@@ -8,6 +8,7 @@ pub mod conf;
 mod desired;
 mod diff;
 mod finding;
+mod lint;
 mod render;
 mod snapshot;
 mod subject;
@@ -20,6 +21,7 @@ pub use desired::{
 };
 pub use diff::{Answers, Change, Diff, Holding, Hunk, Rights};
 pub use finding::{Effect, Finding, Problem};
+pub use lint::{Advice, Remark, lint};
 pub use render::{Found, dated, parse, render, stamp};
 pub use snapshot::{PasswordHash, Permissions, RoleRecord, Snapshot, UserRecord};
 pub use subject::{BadSubject, Subject, check_template};

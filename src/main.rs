@@ -62,7 +62,7 @@ enum Command {
     #[command(after_help = "Example:\n  pb-nats render > auth.conf.new")]
     Render,
     /// Check settings, PocketBase, its records, the main config and the way to reload
-    #[command(after_help = "Example:\n  pb-nats check --json")]
+    #[command(after_help = "Example:\n  pb-nats check\n  pb-nats check --reload --json")]
     Check(check::Check),
     /// List former auth files, or restore one
     #[command(after_help = "Example:\n  pb-nats backups list")]

@@ -63,6 +63,16 @@ pub enum Grant {
     Own(Box<Rules>),
 }
 
+impl Credential {
+    /// The cost of its bcrypt hash. `None` for an nkey, which costs nothing.
+    pub fn bcrypt_cost(&self) -> Option<u8> {
+        match self {
+            Credential::Password(hash) => bcrypt_cost(&hash.0),
+            Credential::Nkey => None,
+        }
+    }
+}
+
 impl Grant {
     /// The role, if it is one as it is.
     pub(super) fn role(&self) -> Option<&Arc<str>> {
@@ -766,7 +776,7 @@ fn identifiers(
 }
 
 /// The entries of a JSON array, or of a text that holds one. Nothing at all is an empty one.
-fn array(value: &Value) -> Result<std::borrow::Cow<'_, [Value]>, ()> {
+pub(super) fn array(value: &Value) -> Result<std::borrow::Cow<'_, [Value]>, ()> {
     match value {
         Value::Null => Ok([].as_slice().into()),
         Value::Array(entries) => Ok(entries.as_slice().into()),
