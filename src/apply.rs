@@ -4,7 +4,7 @@ mod backups;
 mod main_config;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fmt::Write as _,
     future,
@@ -77,6 +77,7 @@ pub struct Applied {
     pub hash: String,
     judge: Option<Judge>,
     main_config: Option<PathBuf>,
+    main: Option<MainConfig>,
     said: Arc<OnceCell<Verdict>>,
 }
 
@@ -505,7 +506,7 @@ impl AuthFile {
         let hash = hash(text);
         let main = self.main_config()?;
         let main_changed = main.as_ref().map(MainConfig::changed);
-        let with = main.zip(judge.clone());
+        let with = main.clone().zip(judge.clone());
         let said = match &self.asked {
             // A refusal may have had to do with more than these.
             Some(it)
@@ -528,6 +529,7 @@ impl AuthFile {
             hash,
             judge,
             main_config: self.main_config.clone(),
+            main,
             said,
         })
     }
@@ -765,6 +767,17 @@ impl Applied {
     /// Whether nats-server takes the main config as it is on disk, as far as it was asked.
     pub fn accepted(&self) -> bool {
         matches!(self.said.get(), Some(Ok(_)))
+    }
+
+    /// Why a server refuses to reload until it is started anew, as far as that is sure; to
+    /// `nats-server -t` it is nothing.
+    ///
+    /// Other settings of this kind may be set on a server's command line too.
+    pub fn needs_restart(&self, running: &BTreeMap<&'static str, String>) -> Option<String> {
+        let differing = self.main.as_ref()?.not_reloadable(running);
+        let sure = |it: &&(&str, _, _)| matches!(it.0, "system_account" | "http_base_path");
+        let (setting, here, there) = differing.iter().find(sure)?;
+        Some(format!("`{setting}` is {here:?} in the main config, {there:?} since its start"))
     }
 
     /// What nats-server said if it refused the main config as it is on disk.

@@ -9,6 +9,7 @@ mod desired;
 mod diff;
 pub mod explain;
 mod finding;
+mod lint;
 mod matching;
 mod render;
 mod snapshot;
@@ -23,6 +24,7 @@ pub use desired::{
 pub use diff::{Answers, Change, Diff, Holding, Hunk, Rights};
 pub use explain::{Action, Answer, Explain, Question, Verdict};
 pub use finding::{Effect, Finding, Problem};
+pub use lint::{Advice, Remark, lint};
 pub use matching::Delivery;
 pub use render::{Found, dated, parse, render, stamp};
 pub use snapshot::{PasswordHash, Permissions, RoleRecord, Snapshot, UserRecord};

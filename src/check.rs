@@ -1,24 +1,31 @@
 //! Everything that can be wrong, one line each, with the way to mend it.
 
+mod files;
+mod records;
+mod servers;
+mod source;
+
 use std::fmt;
 
 use serde::Serialize;
 
 use crate::{
-    apply::{Adopt, AuthFile, Placement},
-    auth::counted,
+    apply::{Adopt, ApplyError, AuthFile},
     options::Options,
-    reconcile::{Plan, Reconciler, chain},
-    server::{Servers, State},
+    reconcile::{ReconcileError, Reconciler, chain},
+    server::Servers,
     source::PocketBase,
 };
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Line {
+    /// What it is about, for scripts: a topic, a dot, and what was found. It stays the same when the
+    /// words change.
+    pub code: String,
     /// How it is.
     pub verdict: Verdict,
-    /// What was looked at, and what was found.
+    /// What was found.
     pub text: String,
     /// How to mend it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -37,146 +44,121 @@ pub enum Verdict {
     Wrong,
 }
 
+/// What lines are about, in the order of the lines.
+const TOPICS: [&str; 11] = [
+    "settings",
+    "source",
+    "token",
+    "rules",
+    "schema",
+    "records",
+    "permissions",
+    "main_config",
+    "auth_file",
+    "servers",
+    "reload",
+];
+
 /// Looks at all of it. Writes nothing, and tells no server to reload.
 pub async fn check(options: &Options) -> Vec<Line> {
-    let mut lines = vec![Line::good("settings: read and understood")];
-    lines.extend(options.notes().into_iter().map(|it| Line::doubtful(it, None)));
-    lines.push(Line::good(
-        "users: in nats-server's global account; its other accounts are not touched",
-    ));
-    main_config(options, &mut lines).await;
-    servers(options, &mut lines).await;
-    match plan(options).await {
-        Ok(plan) => records(&plan, &mut lines),
-        Err(line) => lines.push(line),
+    let mut lines = Vec::new();
+    settings(options, &mut lines);
+    let mut file = AuthFile::new(options);
+    let main_config = file.main_config();
+    let plan = match open(options) {
+        Ok(mut reconciler) => {
+            let plan = reconciler.plan(Adopt::No).await;
+            source::look(options, reconciler.source(), &plan, &mut lines).await;
+            Some(plan)
+        }
+        Err(line) => {
+            lines.push(line);
+            None
+        }
+    };
+    let plan = match &plan {
+        Some(Ok(plan)) => Some(plan),
+        // What the source has to do with it has been told.
+        Some(Err(ReconcileError::Snapshot(_))) | None => None,
+        Some(Err(error)) => {
+            // And so will the main config be.
+            if !matches!(error, ReconcileError::Apply(ApplyError::MainConfig(_))) {
+                lines.push(Line::wrong("auth_file.unusable", chain(error), error.hint()));
+            }
+            None
+        }
+    };
+    if let Some(plan) = plan {
+        records::look(plan, &mut lines);
     }
+    let main_config = files::main_config(options, &mut file, main_config, plan, &mut lines).await;
+    files::auth_file(options, &file, main_config.as_ref(), plan, &mut lines);
+    servers::look(options, &mut file, main_config.as_ref(), plan, &mut lines).await;
+    lines.sort_by_key(|it| TOPICS.iter().position(|topic| it.is_about(topic)));
     lines
 }
 
-/// What a pass would do, or why there would be none.
-async fn plan(options: &Options) -> Result<Plan, Line> {
-    let source =
-        PocketBase::open(&options.pocketbase).map_err(|it| Line::wrong(chain(&it), it.hint()))?;
-    let mut reconciler =
-        Reconciler::new(source, options).map_err(|it| Line::wrong(chain(&it), it.hint()))?;
-    reconciler.plan(Adopt::No).await.map_err(|it| Line::wrong(chain(&it), it.hint()))
+/// Makes every server reload, and tells how that went.
+///
+/// While it reloads, a server lets nobody in; [`check`] has said for how long.
+pub async fn try_reload(options: &Options) -> Vec<Line> {
+    servers::try_reload(options).await
 }
 
-/// Whether servers can be told to reload, and asked what they run.
-async fn servers(options: &Options, lines: &mut Vec<Line>) {
-    let mut servers = match Servers::new(&options.nats, &options.folder) {
-        Ok(servers) => servers,
-        Err(error) => return lines.push(Line::wrong(chain(&error), error.hint())),
-    };
-    for way in servers.rehearse() {
-        lines.push(match way {
-            Ok(way) => Line::good(&format!("reload: {way}")),
-            Err(error) => Line::wrong(format!("reload: {}", chain(&error)), error.hint()),
-        });
-    }
-    let answers = servers.running().await;
-    if answers.is_empty() {
-        let text = "servers: nothing to ask what they run, so nothing will be proven";
-        let hint = "set `monitor_url` or `system_url` in [nats]";
-        lines.push(Line::doubtful(text.into(), Some(hint.into())));
-    }
-    for answer in answers {
-        lines.push(match answer {
-            Ok(it) => Line::good(&format!("servers: {} answers, version {}", it.name, it.version)),
-            Err(error) => Line::wrong(format!("servers: {}", chain(&error)), error.hint()),
-        });
-    }
+/// How many lines are wrong, to be looked at, and fine, in words.
+pub fn summary(lines: &[Line]) -> String {
+    let count = |verdict| lines.iter().filter(|it| it.verdict == verdict).count();
+    let [wrong, doubtful, good] = [Verdict::Wrong, Verdict::Doubtful, Verdict::Good].map(count);
+    format!("{wrong} wrong, {doubtful} to look at, {good} fine")
 }
 
-/// Whether nats-server takes its users from the auth file.
-async fn main_config(options: &Options, lines: &mut Vec<Line>) {
-    let mut file = AuthFile::new(options);
-    match file.judgement().await {
-        None => {
-            let program = options.nats.server_binary.display();
-            let text = format!("`{program}` cannot be run, so nothing judges a config beforehand");
-            let hint = "set `nats.server_binary`, if nats-server is on this machine";
-            lines.push(Line::doubtful(text, Some(hint.into())));
+fn settings(options: &Options, lines: &mut Vec<Line>) {
+    lines.push(Line::good("settings.read", "read and understood"));
+    for note in options.notes() {
+        let told_elsewhere = match note.code {
+            "no_reload" | "everything_by_default" => true,
+            "mode" => options.auth_file.path.exists(),
+            _ => false,
+        };
+        if !told_elsewhere {
+            lines.push(Line::doubtful(&format!("settings.{}", note.code), note.text, None));
         }
-        Some(Err(said)) => {
-            let text = format!("`nats-server -t` has something against the main config: {said}");
-            let hint = "mend it, else nats-server may neither reload nor start";
-            lines.push(Line::doubtful(text, Some(hint.into())));
-        }
-        Some(Ok(())) => (),
     }
-    let config = match file.main_config() {
-        Ok(Some(config)) => config,
-        Ok(None) => {
-            let text = "`nats.config_file` is not set, so nobody looks whether nats-server includes the auth file";
-            lines.push(Line::doubtful(text.into(), Some("set it to the main config".into())));
-            return;
-        }
-        Err(error) => {
-            let hint = error.hint().map(str::to_owned);
-            return lines.push(Line::wrong(chain(&error), hint));
-        }
-    };
-    let placement = config.placement();
-    let text = placement.to_string();
-    let in_force = placement == Placement::InForce;
-    lines.push(match placement {
-        Placement::InForce => Line::good(&text),
-        Placement::Unknown(_) => Line::doubtful(text, None),
-        Placement::NotIncluded | Placement::Overridden { .. } => {
-            Line::wrong(text, Some(Placement::HINT.into()))
-        }
-    });
-    let vanishing = config.replaced_users();
-    if in_force && !vanishing.is_empty() {
-        let names = vanishing.join(", ");
-        let text =
-            format!("users in the main config's own `authorization` block have no effect: {names}");
-        lines.push(Line::doubtful(text, Some("make records for them in PocketBase".into())));
-    }
+    files::secrets(options, lines);
 }
 
-/// What the records amount to, and how far NATS is from it.
-fn records(plan: &Plan, lines: &mut Vec<Line>) {
-    let (users, roles) = (plan.desired.users.len(), plan.desired.roles.len());
-    let (users, roles) = (counted(users, "user"), counted(roles, "role"));
-    lines.push(Line::good(&format!("records: {users}, {roles} in use")));
-    for finding in &plan.findings {
-        lines.push(Line::doubtful(finding.to_string(), None));
-    }
-    if let Some(refused) = &plan.refused {
-        lines.push(Line::wrong(format!("held back: {refused}"), Some(refused.hint().into())));
-    } else if plan.write {
-        let text = format!("the auth file is behind: {}", plan.changes);
-        lines.push(Line::doubtful(text, Some("`pb-nats once`, or `pb-nats run` and wait".into())));
-    } else {
-        lines.push(Line::good("the auth file says what the records say"));
-    }
-    for server in &plan.servers {
-        lines.push(match &server.state {
-            State::InStep { note: None, .. } => Line::good(&server.to_string()),
-            State::InStep { note: Some(_), .. } | State::Unverified { .. } => {
-                Line::doubtful(server.to_string(), None)
-            }
-            State::NotInStep { why } => Line::wrong(server.to_string(), why.hint()),
-        });
-    }
+fn open(options: &Options) -> Result<Reconciler<PocketBase>, Line> {
+    let source = PocketBase::open(&options.pocketbase)
+        .map_err(|it| Line::wrong(source::code(&it), chain(&it), it.hint()))?;
+    Reconciler::new(source, options)
+        .map_err(|it| Line::wrong("settings.nats", chain(&it), it.hint()))
+}
+
+fn open_servers(options: &Options) -> Result<Servers, Line> {
+    Servers::new(&options.nats, &options.folder)
+        .map_err(|it| Line::wrong("settings.nats", chain(&it), it.hint()))
 }
 
 impl Line {
-    fn good(text: &str) -> Line {
-        Line { verdict: Verdict::Good, text: text.to_owned(), hint: None }
+    fn good(code: &str, text: impl Into<String>) -> Line {
+        Line { code: code.to_owned(), verdict: Verdict::Good, text: text.into(), hint: None }
     }
 
-    fn doubtful(text: String, hint: Option<String>) -> Line {
-        Line { verdict: Verdict::Doubtful, text, hint }
+    fn doubtful<'a>(code: &str, text: impl Into<String>, hint: impl Into<Option<&'a str>>) -> Line {
+        let hint = hint.into().map(str::to_owned);
+        Line { code: code.to_owned(), verdict: Verdict::Doubtful, text: text.into(), hint }
     }
 
-    fn wrong(text: String, hint: Option<String>) -> Line {
-        Line { verdict: Verdict::Wrong, text, hint }
+    fn wrong(code: &str, text: impl Into<String>, hint: Option<String>) -> Line {
+        Line { code: code.to_owned(), verdict: Verdict::Wrong, text: text.into(), hint }
+    }
+
+    fn is_about(&self, topic: &str) -> bool {
+        self.code.split('.').next() == Some(topic)
     }
 }
 
+/// A line, and its hint below it: sign, topic and text each in a column of their own.
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = match self.verdict {
@@ -184,7 +166,8 @@ impl fmt::Display for Line {
             Verdict::Doubtful => '!',
             Verdict::Wrong => '✗',
         };
-        write!(f, "{sign} {}", self.text)?;
-        self.hint.as_ref().map_or(Ok(()), |it| write!(f, "\n  hint: {it}"))
+        let topic = self.code.split('.').next().unwrap_or_default().replace('_', " ");
+        write!(f, "{sign} {topic:<11}  {}", self.text.replace('\n', "\n               "))?;
+        self.hint.as_ref().map_or(Ok(()), |it| write!(f, "\n               hint: {it}"))
     }
 }

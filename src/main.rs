@@ -65,7 +65,7 @@ enum Command {
     #[command(after_help = "Example:\n  pb-nats render > auth.conf.new")]
     Render,
     /// Check settings, PocketBase, its records, the main config and the way to reload
-    #[command(after_help = "Example:\n  pb-nats check --json")]
+    #[command(after_help = "Example:\n  pb-nats check\n  pb-nats check --reload --json")]
     Check(check::Check),
     /// Tell who may do what, and by which line of which record
     #[command(

@@ -13,6 +13,7 @@ use serde::{
 use zeroize::Zeroizing;
 
 pub use self::{
+    check::Note,
     load::{OptionsError, Place},
     settings::reference,
 };

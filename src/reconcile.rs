@@ -11,7 +11,10 @@ use tracing::{debug, error, field, info, warn};
 
 use crate::{
     apply::{Adopt, Applied, ApplyError, AuthFile, Current, MainConfig, Placement},
-    auth::{Changes, Desired, Diff, Event, Explain, Finding, Limits, Policy, Refused, Snapshot},
+    auth::{
+        Changes, Desired, Diff, Event, Explain, Finding, Limits, Policy, Refused, Remark, Snapshot,
+        lint,
+    },
     options::{EventFilter, Options},
     server::{Outcome, Receipt, ServerError, Servers, State},
     source::{Source, SourceError},
@@ -86,6 +89,8 @@ pub struct Plan {
     pub refused: Option<Refused>,
     /// What had to be left out.
     pub findings: Vec<Finding>,
+    /// What is honoured, but rarely meant.
+    pub remarks: Vec<Remark>,
     /// Why nats-server does not take its users from the file, if it does not.
     pub misplaced: Option<Placement>,
     /// Which servers run the file, if it is not to be written and in its place.
@@ -169,6 +174,11 @@ impl<S: Source> Reconciler<S> {
     /// What it is doing, in a few words, for whoever waits for it.
     pub fn doing(&self) -> watch::Receiver<&'static str> {
         self.doing.subscribe()
+    }
+
+    /// Where users and roles come from.
+    pub fn source(&self) -> &S {
+        &self.source
     }
 
     /// What the last look at the source had to leave out.
@@ -395,6 +405,7 @@ impl<S: Source> Reconciler<S> {
         let main_config = self.file.main_config()?;
         let mut plan = self.decide(&snapshot, &current, main_config.as_ref());
         plan.misplaced = misplaced(main_config.as_ref());
+        plan.remarks = lint(&snapshot, &self.policy);
         if !plan.write && plan.misplaced.is_none() {
             self.doing.send_replace("waiting for nats-server");
             plan.servers = self.servers.survey(&self.file.as_it_is(&current.text).await?).await;
@@ -493,6 +504,7 @@ impl<S: Source> Reconciler<S> {
             changes,
             findings,
             former: None,
+            remarks: Vec::new(),
             misplaced: None,
             servers: Vec::new(),
         }

@@ -30,6 +30,7 @@ use reload::{Order, Reload};
 pub use ask::Running;
 pub use cut::Receipt;
 pub use error::ServerError;
+pub(crate) use reload::process;
 pub use trial::{Trial, TrialError};
 
 /// How long servers may take to answer when a reload waits for it.
@@ -207,6 +208,62 @@ impl Servers {
         answers.into_iter().map(|answer| answer.running).collect()
     }
 
+    /// How many connections each user of the global account has, a map for each server. `None`:
+    /// nobody tells.
+    pub async fn clients(&mut self) -> Option<Vec<BTreeMap<String, usize>>> {
+        let answers = self.look(LOOK).await;
+        self.ask.clients(&answers, LOOK).await
+    }
+
+    /// Makes every server reload, whatever it runs, and tells how long each took: from the order until
+    /// it had loaded its config. `None`: it was told, and nobody can be asked.
+    ///
+    /// While it reloads, a server lets nobody in.
+    pub async fn try_reload(
+        &mut self,
+    ) -> Vec<(String, Result<Option<Duration>, Arc<ServerError>>)> {
+        let answers = self.look(LOOK).await;
+        let before: Vec<&Running> = answers.iter().filter_map(Answer::ok).collect();
+        let begun = Instant::now();
+        let deadline = begun + self.timeout;
+        let orders = self.reload.order(&self.ask, &before, deadline).await;
+        if answers.is_empty() {
+            let told = |it: Order| (it.target, it.taken.map(|()| None));
+            return orders.into_iter().map(told).collect();
+        }
+        let mut took: BTreeMap<String, Duration> = BTreeMap::new();
+        let mut pause = Duration::from_millis(1);
+        loop {
+            for answer in self.ask.everyone(GLANCE).await {
+                let Ok(now) = answer.running else { continue };
+                let former = before.iter().find(|it| it.id == now.id);
+                if former.is_some_and(|it| it.config_load_time != now.config_load_time) {
+                    took.entry(now.id).or_insert_with(|| begun.elapsed());
+                }
+            }
+            let settled =
+                |it: &&Running| took.contains_key(&it.id) || refusal(&orders, &it.id).is_some();
+            if before.iter().all(settled) || Instant::now() >= deadline {
+                break;
+            }
+            time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+        let outcome = |Answer { server, running }| match running {
+            Err(error) => (server, Err(Arc::new(error))),
+            Ok(running) => {
+                let late =
+                    || ServerError::NotReloaded { server: server.clone(), after: self.timeout };
+                let tried = match took.get(&running.id) {
+                    Some(took) => Ok(Some(*took)),
+                    None => Err(refusal(&orders, &running.id).unwrap_or_else(|| Arc::new(late()))),
+                };
+                (server, tried)
+            }
+        };
+        answers.into_iter().map(outcome).collect()
+    }
+
     /// What each server that is proven to run the file says of its config.
     ///
     /// Where there is nobody to ask: whether they were told.
@@ -369,7 +426,9 @@ impl Servers {
             }
             let mut settled = |answer: &Answer| {
                 if let Ok(it) = &answer.running {
-                    return self.known(it).proven.is_some() || refusal(&orders, &it.id).is_some();
+                    return self.known(it).proven.is_some()
+                        || refusal(&orders, &it.id).is_some()
+                        || begun.elapsed() > GLANCE && self.needs_restart(file, it).is_some();
                 }
                 // It may be starting again. But no other waits long for that.
                 let since = *silent.entry(answer.server.clone()).or_insert(asked);
@@ -509,6 +568,11 @@ impl Servers {
         self.known.iter().find(|it| it.id == running.id).expect("who answers is known")
     }
 
+    /// Why the server refuses to reload until it is restarted. Several may have several main configs.
+    fn needs_restart(&self, file: &Applied, running: &Running) -> Option<String> {
+        if self.known.len() == 1 { file.needs_restart(&running.fixed) } else { None }
+    }
+
     fn outcomes(
         &self,
         answers: Vec<Answer>,
@@ -531,9 +595,11 @@ impl Servers {
                         Some(it) => State::InStep { proof: it.proof, note: it.note },
                         None => not(refusal(orders, &running.id).unwrap_or_else(|| {
                             let server = server.clone();
-                            Arc::new(match wanted.ordered {
-                                None => ServerError::Stale { server },
-                                Some(_) => ServerError::NotLoaded {
+                            let restart = self.needs_restart(wanted.file, &running);
+                            Arc::new(match (wanted.ordered, restart) {
+                                (None, _) => ServerError::Stale { server },
+                                (_, Some(reason)) => ServerError::NeedsRestart { server, reason },
+                                (Some(_), None) => ServerError::NotLoaded {
                                     server,
                                     after: self.timeout,
                                     refusal: wanted.file.refusal().map(str::to_owned),

@@ -2,6 +2,7 @@
 
 mod api;
 mod http;
+mod inspect;
 mod realtime;
 mod record;
 #[cfg(feature = "sqlite")]
@@ -14,6 +15,7 @@ use std::{error::Error, io, path::PathBuf, time::Duration};
 use crate::{auth::Snapshot, options::PocketBaseOptions, tls};
 
 pub use http::Http;
+pub use inspect::{Account, Collection, Inspection};
 pub use record::{Field, Schema};
 #[cfg(feature = "sqlite")]
 pub use sqlite::Sqlite;

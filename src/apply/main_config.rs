@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     path::{Component, Path, PathBuf},
     time::SystemTime,
@@ -120,20 +120,88 @@ impl MainConfig {
         later.map_or(Placement::InForce, |it| Placement::Overridden { line: it.line })
     }
 
-    /// Users of `authorization` blocks that the include replaces, but for a single one: that is the
-    /// locked user of a main config that is closed by itself.
+    /// Users of `authorization` blocks that the include replaces, but for one who may do nothing: that
+    /// is the locked user of a main config that is closed by itself.
     pub fn replaced_users(&self) -> Vec<String> {
         let Ok(entries) = &self.entries else { return Vec::new() };
+        let name = |user: &Node| {
+            let name = ["user", "username", "nkey"].into_iter().find_map(|key| user.at(key))?;
+            word(name, entries)
+        };
+        let locked = |user: &&Node| {
+            let nothing = |direction| {
+                let denied =
+                    resolved(user, entries).at("permissions")?.at(direction)?.at("deny")?;
+                denied.items().iter().chain([denied]).any(|it| it.text() == Some(">")).then_some(())
+            };
+            nothing("publish").and(nothing("subscribe")).is_some()
+        };
+        let users = self.authorizations().filter_map(|it| it.at("users"));
+        let users = users.flat_map(|it| resolved(it, entries).items());
+        let listed = users.filter(|it| !locked(it)).filter_map(|it| name(resolved(it, entries)));
+        // A block may also hold a single user's name and password.
+        self.authorizations().filter_map(name).chain(listed).collect()
+    }
+
+    /// Other settings of `authorization` blocks that the include replaces.
+    pub fn replaced_settings(&self) -> BTreeSet<String> {
+        const MATTER: [&str; 4] = ["auth_callout", "default_permissions", "timeout", "token"];
+        let keys = self.authorizations().flat_map(Node::entries).map(|it| it.key.to_lowercase());
+        keys.filter(|it| MATTER.contains(&&**it)).collect()
+    }
+
+    /// Whether somebody has to log in even if the auth file is empty. A config that is not understood
+    /// is given the benefit of the doubt.
+    pub fn is_closed_by_itself(&self) -> bool {
+        let named = |it: &Node| {
+            !it.entries().is_empty()
+                && !matches!(it.at("users"), Some(Node::List(users)) if users.is_empty())
+        };
+        self.entries.is_err()
+            || self.authorizations().last().is_some_and(named)
+            || !self.account_users().is_empty()
+    }
+
+    /// The value of a setting at the top level, if it is set.
+    pub fn setting(&self, key: &str) -> Option<String> {
+        let entries = self.entries.as_ref().ok()?;
+        word(conf::last(entries, key)?, entries)
+    }
+
+    /// What a running server took at its start only, and the config says otherwise by now: the name of
+    /// the setting, here, and there. Such a difference makes it refuse every reload.
+    pub fn not_reloadable(
+        &self,
+        running: &BTreeMap<&'static str, String>,
+    ) -> Vec<(&'static str, String, String)> {
+        let port = |keys: &[&str]| {
+            let value = keys.iter().find_map(|it| self.setting(it))?;
+            let port: u16 = value.rsplit(':').next()?.trim().parse().ok()?;
+            // 0 and -1 leave it to the system.
+            (port > 0).then(|| port.to_string())
+        };
+        let set = |key: &str| match key {
+            "port" => port(&["port", "listen"]),
+            "http_port" => port(&["http", "http_port", "monitor_port"]),
+            "system_account" => {
+                let set = self.setting("system_account").or_else(|| self.setting("system"));
+                Some(set.unwrap_or_else(|| "$SYS".into()))
+            }
+            _ => self.setting(key),
+        };
+        let runs = |it: &str| if it.is_empty() { "$SYS".into() } else { it.to_owned() };
+        let pairs = running.iter().filter_map(|(key, value)| {
+            let here = set(key)?;
+            let there = if *key == "system_account" { runs(value) } else { value.clone() };
+            (here != there).then_some((*key, here, there))
+        });
+        if self.entries.is_ok() { pairs.collect() } else { Vec::new() }
+    }
+
+    fn authorizations(&self) -> impl Iterator<Item = &Node> {
+        let entries = self.entries.as_deref().unwrap_or_default();
         let blocks = entries.iter().filter(|it| it.key.eq_ignore_ascii_case("authorization"));
-        let users: Vec<String> = blocks
-            .filter_map(|it| it.value.at("users"))
-            .flat_map(Node::items)
-            .filter_map(|user| {
-                ["user", "username", "nkey"].into_iter().find_map(|key| user.at(key))
-            })
-            .filter_map(|it| word(it, entries))
-            .collect();
-        if users.len() > 1 { users } else { Vec::new() }
+        blocks.map(|it| resolved(&it.value, entries))
     }
 
     /// When the config, or anything that it includes but for the auth file, was last changed.

@@ -76,6 +76,16 @@ impl User {
     }
 }
 
+impl Credential {
+    /// The cost of its bcrypt hash. `None` for an nkey, which costs nothing.
+    pub fn bcrypt_cost(&self) -> Option<u8> {
+        match self {
+            Credential::Password(hash) => bcrypt_cost(&hash.0),
+            Credential::Nkey => None,
+        }
+    }
+}
+
 impl Grant {
     /// The role, if it is one as it is.
     pub(super) fn role(&self) -> Option<&Arc<str>> {

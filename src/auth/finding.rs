@@ -216,7 +216,8 @@ impl fmt::Display for Problem {
 }
 
 impl Effect {
-    fn as_str(self) -> &'static str {
+    /// In words.
+    pub fn as_str(self) -> &'static str {
         match self {
             Effect::LeftOut => "left out of NATS",
             Effect::NotGranted => "not granted",

@@ -2,7 +2,10 @@
 
 use std::{env, process::ExitCode};
 
-use pb_nats::{Options, check::Verdict};
+use pb_nats::{
+    Options,
+    check::{self, Line, Verdict},
+};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -11,6 +14,10 @@ use crate::Cli;
 
 #[derive(clap::Args)]
 pub(crate) struct Check {
+    /// Make the servers reload, to see that it works; first it is told how long that keeps new
+    /// log-ins waiting
+    #[arg(long)]
+    reload: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -20,13 +27,35 @@ pub(crate) async fn check(cli: &Cli, arguments: &Check) -> anyhow::Result<ExitCo
     // Its notes are among the lines.
     let options = Options::load(cli.config.as_deref(), env::vars_os())?;
     let (_, doing) = watch::channel("checking");
-    let lines = waiting(cli, doing, pb_nats::check::check(&options)).await;
+    let mut lines = waiting(cli, doing, check::check(&options)).await;
+    if !arguments.json {
+        show(&told(&lines))?;
+    }
+    if arguments.reload {
+        let (_, doing) = watch::channel("waiting for the servers to reload");
+        let tried = waiting(cli, doing, check::try_reload(&options)).await;
+        if !arguments.json {
+            show(&told(&tried))?;
+        }
+        lines.extend(tried);
+    }
     if arguments.json {
-        print(&format!("{:#}\n", json!(lines)))?;
+        print(&format!(
+            "{:#}
+",
+            json!(lines)
+        ))?;
     } else {
-        let lines: Vec<_> = lines.iter().map(ToString::to_string).collect();
-        show(&(lines.join("\n") + "\n"))?;
+        print(&format!(
+            "{}
+",
+            check::summary(&lines)
+        ))?;
     }
     let failed = lines.iter().any(|it| it.verdict == Verdict::Wrong);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn told(lines: &[Line]) -> String {
+    lines.iter().flat_map(|it| [it.to_string(), "\n".to_owned()]).collect()
 }

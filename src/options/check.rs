@@ -1,6 +1,7 @@
 //! Which settings are refused, and which are worth a word.
 
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -12,6 +13,21 @@ use super::{
     PocketBaseOptions, Secret, SyncOptions,
 };
 use crate::auth::{MaxRemoved, Subject, check_template};
+
+/// Something that is allowed but rarely meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// A short name for it, for scripts.
+    pub code: &'static str,
+    /// What it is.
+    pub text: &'static str,
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text)
+    }
+}
 
 impl Options {
     /// Refuses settings that contradict each other or make no sense.
@@ -27,48 +43,68 @@ impl Options {
     }
 
     /// What is allowed but rarely meant.
-    pub fn notes(&self) -> Vec<String> {
+    pub fn notes(&self) -> Vec<Note> {
         let Options { pocketbase, permissions, auth_file, nats, sync, .. } = self;
         let mut notes = Vec::new();
-        let mut note = |applies: bool, text: &str| {
+        let mut note = |code: &'static str, applies: bool, text: &'static str| {
             if applies {
-                notes.push(text.to_owned());
+                notes.push(Note { code, text });
             }
         };
         let credentials = pocketbase.token.is_some()
             || pocketbase.token_file.is_some()
             || pocketbase.identity.is_some();
         note(
+            "credentials_unused",
             pocketbase.data_dir.is_some() && credentials,
             "`pocketbase.data_dir` needs no credentials; those given are not used",
         );
         note(
+            "in_the_clear",
             pocketbase.url.as_deref().is_some_and(is_in_the_clear),
             "`pocketbase.url` is not https: credentials and password hashes can be read on the way",
         );
         note(
+            "url_ends_in_api",
             pocketbase.url.as_deref().is_some_and(|it| it.trim_end_matches('/').ends_with("/api")),
             "`pocketbase.url` ends in `/api`, which is asked for below it: `/api/api/…`",
         );
         let everything = |subjects: &[String]| subjects.iter().any(|it| it == ">");
         note(
+            "everything_by_default",
             everything(&permissions.default_publish) || everything(&permissions.default_subscribe),
             "`permissions`: users without a role have access to every subject (`>`)",
         );
         note(
+            "mode",
             auth_file.mode & 0o007 != 0,
             "`auth_file.mode` lets every account on this machine at the password hashes",
         );
         note(
+            "no_reload",
             nats.reload_command.is_none() && nats.pid_file.is_empty() && nats.system_url.is_none(),
             "`nats`: nothing reloads the server; set `reload_command`, `pid_file` or `system_url`",
         );
         let system = nats.system_credentials_file.is_some() || nats.system_user.is_some();
         note(
+            "system_account_unused",
             system && nats.system_url.is_none(),
             "`nats.system_url` is not set; the system account's credentials are not used",
         );
         note(
+            "system_account_in_the_clear",
+            nats.system_user.is_some() && nats.system_url.as_deref().is_some_and(is_in_the_clear),
+            "`nats.system_url` does not begin with `tls://`: unless the server insists on TLS, the \
+             system account's password can be read on the way",
+        );
+        note(
+            "system_account_no_log_in",
+            nats.system_url.is_some() && !system,
+            "`nats.system_url` is set without `system_credentials_file` or `system_user`: nobody gets \
+             into the system account without a log-in",
+        );
+        note(
+            "no_limit",
             matches!(sync.max_removed, MaxRemoved::Share(share) if share >= 1.0),
             "`sync.max_removed` is 100%: only the loss of all records is held back",
         );
@@ -393,5 +429,5 @@ fn is_in_the_clear(url: &str) -> bool {
         // `localhost`, or a container on a network of its own.
         Err(_) => !host.contains('.'),
     };
-    url.scheme() == "http" && !near
+    matches!(url.scheme(), "http" | "nats") && !near
 }

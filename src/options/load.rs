@@ -923,7 +923,10 @@ mod tests {
 
     #[test]
     fn what_is_rarely_meant_is_noted_but_allowed() {
-        let notes = |text: &str| from_toml(text).expect(text).notes().join("\n");
+        let notes = |text: &str| {
+            let notes = from_toml(text).expect(text).notes();
+            notes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        };
         let quiet = format!("{MINIMAL}[nats]\npid_file = \"nats.pid\"\n");
         assert_eq!(notes(&quiet), "");
         assert_eq!(notes(&quiet.replace("127.0.0.1", "[::1]")), "");
@@ -933,6 +936,11 @@ mod tests {
         assert!(notes(MINIMAL).contains("nothing reloads the server"));
         for (text, part) in [
             ("system_user = \"u\"\nsystem_password = \"p\"", "`nats.system_url` is not set"),
+            ("system_url = \"nats://127.0.0.1\"", "without a log-in"),
+            (
+                "system_url = \"nats://n.example.com\"\nsystem_user = \"u\"\nsystem_password = \"p\"",
+                "does not begin with `tls://`",
+            ),
             ("[sync]\nmax_removed = \"100%\"", "`sync.max_removed`"),
             ("[auth_file]\nmode = \"0644\"", "`auth_file.mode`"),
             ("[permissions]\ndefault_publish = \">\"", "`permissions`"),

@@ -70,6 +70,8 @@ pub struct Running {
     pub connections: u64,
     /// Where it listens for clients.
     pub(super) address: String,
+    /// Settings that it takes at its start only, by their names in its config.
+    pub fixed: BTreeMap<&'static str, String>,
     cluster: String,
     /// How many other servers there are in its cluster.
     remotes: usize,
@@ -166,6 +168,32 @@ impl Ask {
             }
             Ask::Nothing => Vec::new(),
         }
+    }
+
+    /// How many connections each user of the global account has, a map for each server that
+    /// [`Ask::everyone`] reached. `None`: nobody tells.
+    pub(super) async fn clients(
+        &mut self,
+        answers: &[Answer],
+        patience: Duration,
+    ) -> Option<Vec<BTreeMap<String, usize>>> {
+        let deadline = Instant::now() + patience;
+        let mut servers = Vec::new();
+        match self {
+            Ask::System(system) => {
+                for running in answers.iter().filter_map(Answer::ok) {
+                    let all = system.all_connections(running, deadline).await.ok()?;
+                    servers.push(counted(all));
+                }
+            }
+            Ask::Monitors(monitors) => {
+                for monitor in monitors {
+                    servers.push(counted(monitor.connections(deadline).await?));
+                }
+            }
+            Ask::Nothing => return None,
+        }
+        (!servers.is_empty()).then_some(servers)
     }
 }
 
@@ -301,14 +329,33 @@ impl System {
                     self.request(running, "CONNZ", &query.to_string(), deadline).await?;
                 let page = page.map(|it| it.connections).unwrap_or_default();
                 let last = page.len() < PAGE;
-                let theirs = page.into_iter().filter(|it| {
-                    // Another account may have a user of the same name.
-                    matches!(&*it.account, "" | "$G") && users.contains(&it.authorized_user)
-                });
+                let theirs = page
+                    .into_iter()
+                    .filter(|it| it.is_of_ours() && users.contains(&it.authorized_user));
                 found.extend(theirs.map(|it| it.on(&running.id)));
                 if last {
                     break;
                 }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The connections that anybody has to one server.
+    async fn all_connections(
+        &self,
+        running: &Running,
+        deadline: Instant,
+    ) -> Result<Vec<Connected>, ServerError> {
+        let mut found = Vec::new();
+        for offset in (0..).step_by(PAGE) {
+            let query = json!({ "auth": true, "offset": offset, "limit": PAGE }).to_string();
+            let page: Option<Connz> = self.request(running, "CONNZ", &query, deadline).await?;
+            let page = page.map(|it| it.connections).unwrap_or_default();
+            let last = page.len() < PAGE;
+            found.extend(page);
+            if last {
+                break;
             }
         }
         Ok(found)
@@ -470,6 +517,38 @@ impl Monitor {
     }
 }
 
+impl Monitor {
+    /// The connections that anybody has to the server. `None`: it does not tell.
+    async fn connections(&self, deadline: Instant) -> Option<Vec<Connected>> {
+        let mut url = self.url.clone();
+        let path = url.path().strip_suffix("varz")?.to_owned();
+        url.set_path(&format!("{path}connz"));
+        let mut found = Vec::new();
+        for offset in (0..).step_by(PAGE) {
+            let query = format!("auth=true&limit={PAGE}&offset={offset}");
+            url.set_query(Some(&query));
+            let request =
+                self.client.get(url.clone()).timeout(deadline.duration_since(Instant::now()));
+            let page: Connz = request.send().await.ok()?.json().await.ok()?;
+            let last = page.connections.len() < PAGE;
+            found.extend(page.connections);
+            if last {
+                break;
+            }
+        }
+        Some(found)
+    }
+}
+
+/// How many connections each user of the global account has.
+fn counted(connections: Vec<Connected>) -> BTreeMap<String, usize> {
+    let mut users = BTreeMap::new();
+    for it in connections.into_iter().filter(Connected::is_of_ours) {
+        *users.entry(it.authorized_user).or_default() += 1;
+    }
+    users
+}
+
 /// An answer over the system account.
 #[derive(Deserialize)]
 struct SystemAnswer<T> {
@@ -502,6 +581,11 @@ struct Connected {
 }
 
 impl Connected {
+    /// Another account may have a user of the same name.
+    fn is_of_ours(&self) -> bool {
+        matches!(&*self.account, "" | "$G")
+    }
+
     fn on(self, server: &str) -> Connection {
         let Connected { cid: number, authorized_user: user, account: _, start } = self;
         Connection { server: server.to_owned(), number, user, start }
@@ -528,6 +612,12 @@ struct Varz {
     host: String,
     port: u16,
     #[serde(default)]
+    http_port: i32,
+    #[serde(default)]
+    http_base_path: String,
+    #[serde(default)]
+    system_account: String,
+    #[serde(default)]
     cluster: Cluster,
     #[serde(default)]
     gateway: Cluster,
@@ -552,8 +642,16 @@ impl Varz {
                 Err(ahead) => loaded - ahead.duration(),
             }
         };
+        let fixed = [
+            ("server_name", self.server_name.clone()),
+            ("port", self.port.to_string()),
+            ("http_port", self.http_port.to_string()),
+            ("http_base_path", self.http_base_path),
+            ("system_account", self.system_account),
+        ];
         Running {
             id: self.server_id,
+            fixed: fixed.into(),
             name: self.server_name,
             version: self.version,
             config_digest: self.config_digest.filter(|it| !it.is_empty()),

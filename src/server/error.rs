@@ -78,6 +78,15 @@ pub enum ServerError {
         /// In its words.
         reason: String,
     },
+    /// Something in the main config was changed that the server takes at its start only. It keeps what
+    /// it runs, wholly.
+    #[error("{server} does not reload before it is restarted: {reason}")]
+    NeedsRestart {
+        /// Whom.
+        server: String,
+        /// What was changed.
+        reason: String,
+    },
     /// The settings name no way to make a server reload.
     #[error("nothing in [nats] says how to reload {server}")]
     NoReload {
@@ -96,6 +105,14 @@ pub enum ServerError {
         after: Duration,
         /// What `nats-server -t` has against the config on disk, which may be the reason.
         refusal: Option<String>,
+    },
+    /// It was told to reload, and has not. It keeps what it runs, wholly.
+    #[error("{server} has not reloaded {after:?} after it was told to; its log says why")]
+    NotReloaded {
+        /// Whom.
+        server: String,
+        /// How long it was given.
+        after: Duration,
     },
     /// The server was not told to reload yet. It runs a former file.
     #[error("{server} does not run the file yet")]
@@ -213,8 +230,16 @@ impl ServerError {
                 "mend the main config; the file is loaded as soon as the server takes it".into()
             }
             ServerError::Stale { .. } => "a pass makes it reload: `pb-nats once`".into(),
+            ServerError::NeedsRestart { .. } => {
+                "restart nats-server, or take the change in the main config back".into()
+            }
             ServerError::NoReload { .. } => {
                 "set `reload_command`, `pid_file` or `system_url` in [nats]".into()
+            }
+            ServerError::NotReloaded { .. } => {
+                "mend the main config if that is what its log complains of; with very many clients, \
+                 raise `nats.reload_timeout`"
+                    .into()
             }
             ServerError::NotLoaded { refusal: None, .. } => {
                 "does the server's config include the auth \

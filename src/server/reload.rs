@@ -255,6 +255,11 @@ fn nats_server(path: &Path) -> Result<Pid, ServerError> {
     }
 }
 
+/// The id of the nats-server process that the file names, if there is one.
+pub(crate) fn process(pid_file: &Path) -> Option<i32> {
+    nats_server(pid_file).ok().map(|it| it.as_raw_nonzero().get())
+}
+
 fn cannot_signal(pid: Pid, source: io::Error) -> ServerError {
     ServerError::Signal { pid: pid.as_raw_nonzero().get(), source }
 }

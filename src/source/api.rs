@@ -178,15 +178,21 @@ fn origin(url: &Url) -> String {
 
 /// What a token says about itself.
 #[derive(Deserialize)]
-struct Claims {
+pub(super) struct Claims {
     #[serde(rename = "collectionId")]
     collection: String,
     #[serde(default)]
     refreshable: bool,
+    /// The id of the account.
+    #[serde(default)]
+    pub(super) id: String,
+    /// When it ends, in seconds since 1970.
+    #[serde(default)]
+    pub(super) exp: u64,
 }
 
 impl Claims {
-    fn of(token: &HeaderValue) -> Option<Claims> {
+    pub(super) fn of(token: &HeaderValue) -> Option<Claims> {
         let token = token.to_str().ok()?;
         let claims = token.trim_start_matches("Bearer ").split('.').nth(1)?;
         serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()

@@ -40,12 +40,12 @@ const RENEWAL: Duration = Duration::from_mins(5);
 /// A PocketBase at an address.
 #[derive(Debug)]
 pub struct Http {
-    api: Api,
-    names: Names,
-    view: String,
+    pub(super) api: Api,
+    pub(super) names: Names,
+    pub(super) view: String,
     credentials: Credentials,
     /// The token in use. Receivers are told when another one replaces it, not when it is renewed.
-    token: watch::Sender<Option<HeaderValue>>,
+    pub(super) token: watch::Sender<Option<HeaderValue>>,
     renewed: Instant,
     resync: Duration,
     /// When the view was last compared with the collections.
@@ -289,7 +289,7 @@ impl Http {
         self.ask(self.api.client.get(url)).await
     }
 
-    async fn ask(&self, request: RequestBuilder) -> Result<Answer, SourceError> {
+    pub(super) async fn ask(&self, request: RequestBuilder) -> Result<Answer, SourceError> {
         let token = self.token.borrow().clone();
         self.api.ask(request, token.as_ref()).await
     }

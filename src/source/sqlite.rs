@@ -25,7 +25,7 @@ use serde_json::Value;
 use tokio::{sync::Notify, task};
 
 use super::{
-    Source, SourceError,
+    Collection, Source, SourceError,
     record::{Field, Names, Schema, Stored},
 };
 use crate::{auth::Snapshot, options::PocketBaseOptions};
@@ -36,8 +36,8 @@ const READINGS: usize = 6;
 /// The data folder of a PocketBase on this machine.
 #[derive(Debug)]
 pub struct Sqlite {
-    database: Database,
-    names: Names,
+    pub(super) database: Database,
+    pub(super) names: Names,
     watch: Option<Watch>,
 }
 
@@ -64,7 +64,7 @@ impl Source for Sqlite {
 
 /// The database file.
 #[derive(Clone, Debug)]
-struct Database {
+pub(super) struct Database {
     path: PathBuf,
 }
 
@@ -91,6 +91,17 @@ impl Database {
         let it = fs_err::metadata(&self.path)?;
         let still = wal.is_none().then(|| (it.size(), it.mtime(), it.mtime_nsec()));
         Ok(File { device: it.dev(), inode: it.ino(), wal, still })
+    }
+
+    /// All that the database says of a collection, if it has it.
+    pub(super) fn collection(&self, name: &str) -> Option<Collection> {
+        const QUERY: &str = "SELECT json_object('id', id, 'name', name, 'type', type, \
+            'fields', json(fields), 'indexes', json(indexes), 'listRule', listRule, \
+            'viewRule', viewRule, 'createRule', createRule, 'updateRule', updateRule) \
+            FROM _collections WHERE name = ?1";
+        let connection = self.connect(self.file().ok()?).ok()?;
+        let text: String = connection.query_row(QUERY, [name], |row| row.get(0)).ok()?;
+        serde_json::from_str(&text).ok()
     }
 
     fn snapshot(&self, names: &Names) -> Result<Snapshot, SourceError> {

@@ -622,7 +622,7 @@ async fn a_refused_reload_leaves_the_old_rights_until_the_cause_is_mended() {
             if over_system_account {
                 assert!(said.contains("refuses to reload: "), "{said}");
             } else if broken.starts_with("http") {
-                assert!(said.contains("its log says why"), "{said}");
+                assert!(said.contains("before it is restarted: `http_base_path`"), "{said}");
             } else {
                 assert!(said.contains("nats-server.conf:1:"), "{said}");
             }

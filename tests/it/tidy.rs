@@ -69,6 +69,7 @@ fn rooms_know_only_what_is_behind_them() {
         ("apply", &["auth", "options"]),
         ("server", &["apply", "auth", "options", "tls"]),
         ("reconcile", &["apply", "auth", "options", "server", "source"]),
+        ("check", &["apply", "auth", "options", "reconcile", "server", "source"]),
     ];
     for (name, behind) in ROOMS {
         for file in room(name) {

@@ -1,0 +1,418 @@
+//! The files: those with secrets, nats-server's main config, and the auth file.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use fs_err as fs;
+use rustix::fs::{Access, access};
+
+use super::Line;
+use crate::{
+    apply::{ApplyError, AuthFile, MainConfig, Placement},
+    options::Options,
+    reconcile::{Plan, chain},
+    server,
+};
+
+/// Files with secrets that others on this machine can read.
+pub(super) fn secrets(options: &Options, lines: &mut Vec<Line>) {
+    let files = [
+        ("pocketbase.token_file", &options.pocketbase.token_file),
+        ("pocketbase.password_file", &options.pocketbase.password_file),
+        ("nats.system_credentials_file", &options.nats.system_credentials_file),
+        ("nats.system_password_file", &options.nats.system_password_file),
+    ];
+    for (setting, path) in files {
+        let Some(path) = path else { continue };
+        let Ok(mode) = fs::metadata(path).map(|it| it.mode()) else { continue };
+        if mode & 0o004 != 0 && others_reach(path) {
+            let path = path.display();
+            lines.push(Line::doubtful(
+                "settings.secret_readable",
+                format!(
+                    "every account on this machine can read `{setting}`, {path} ({:04o})",
+                    mode & 0o777
+                ),
+                &*format!("chmod 600 {path}, with pb-nats's user as its owner"),
+            ));
+        }
+    }
+}
+
+/// Whether nats-server takes its users from the auth file, and what else of its config matters.
+pub(super) async fn main_config(
+    options: &Options,
+    file: &mut AuthFile,
+    config: Result<Option<MainConfig>, ApplyError>,
+    plan: Option<&Plan>,
+    lines: &mut Vec<Line>,
+) -> Option<MainConfig> {
+    let config = match config {
+        Ok(Some(config)) => config,
+        Ok(None) => {
+            lines.push(Line::doubtful(
+                "main_config.not_set",
+                "`nats.config_file` is not set, so nobody looks whether nats-server includes the auth file",
+                "set it to the main config",
+            ));
+            judge(options, file, lines).await;
+            return None;
+        }
+        Err(error) => {
+            let hint = error.hint().map(str::to_owned);
+            lines.push(Line::wrong("main_config.unreadable", chain(&error), hint));
+            return None;
+        }
+    };
+    let placement = config.placement();
+    let text = placement.to_string();
+    let in_force = placement == Placement::InForce;
+    lines.push(match placement {
+        Placement::InForce => Line::good("main_config.includes", text),
+        Placement::Unknown(_) => Line::doubtful(
+            "main_config.not_understood",
+            text,
+            "if nats-server understands it (`nats-server -t`), please report this",
+        ),
+        Placement::NotIncluded => {
+            Line::wrong("main_config.not_included", text, Some(Placement::HINT.into()))
+        }
+        Placement::Overridden { .. } => {
+            Line::wrong("main_config.overridden", text, Some(Placement::HINT.into()))
+        }
+    });
+    judge(options, file, lines).await;
+    if in_force {
+        replaced(&config, plan, lines);
+    }
+    if let Some(user) = config.setting("no_auth_user") {
+        let known = plan.is_none_or(|it| it.desired.users.contains_key(&user))
+            || config.account_users().contains(&user);
+        lines.push(if known {
+            Line::doubtful(
+                "main_config.no_auth_user",
+                format!("whoever logs in without a name is {user:?} (`no_auth_user`)"),
+                "take `no_auth_user` out of the main config, unless that is meant",
+            )
+        } else {
+            Line::wrong(
+                "main_config.no_auth_user",
+                format!("`no_auth_user` names {user:?}, who is no user: nats-server will not load the config"),
+                Some(format!("make a record for {user:?}, or take `no_auth_user` out and restart nats-server")),
+            )
+        });
+    }
+    lines.push(Line::good(
+        "main_config.accounts",
+        "users live in the global account; other accounts of the config are not touched",
+    ));
+    Some(config)
+}
+
+/// What nats-server itself thinks of the config.
+async fn judge(options: &Options, file: &mut AuthFile, lines: &mut Vec<Line>) {
+    let program = options.nats.server_binary.display();
+    match file.judgement().await {
+        None => lines.push(Line::doubtful(
+            "main_config.not_judged",
+            format!("`{program}` cannot be run, so nothing judges a config beforehand"),
+            "set `nats.server_binary`, if nats-server is on this machine",
+        )),
+        Some(Err(said)) => lines.push(Line::doubtful(
+            "main_config.refused",
+            format!("`nats-server -t` has something against it: {said}"),
+            "mend it, else nats-server may neither reload nor start",
+        )),
+        Some(Ok(())) if options.nats.config_file.is_some() => {
+            lines.push(Line::good(
+                "main_config.accepted",
+                "`nats-server -t` has nothing against it",
+            ));
+        }
+        Some(Ok(())) => (),
+    }
+}
+
+/// What the include of the auth file replaces, and what it leaves if it should ever be empty.
+fn replaced(config: &MainConfig, plan: Option<&Plan>, lines: &mut Vec<Line>) {
+    let served = |name: &String| plan.is_some_and(|it| it.desired.users.contains_key(name));
+    let lost: Vec<String> = config.replaced_users().into_iter().filter(|it| !served(it)).collect();
+    if !lost.is_empty() {
+        let add = match &lost[..] {
+            [name] => format!("`pb-nats user add {name}`"),
+            _ => "`pb-nats user add NAME` for each".to_owned(),
+        };
+        lines.push(Line::doubtful(
+            "main_config.replaced_users",
+            format!(
+                "users of its own `authorization` block cannot log in, since the auth file replaces it: {}",
+                lost.join(", ")
+            ),
+            &*format!("create them in PocketBase, with {add}; or take them out"),
+        ));
+    }
+    let settings = config.replaced_settings();
+    if !settings.is_empty() {
+        let names: Vec<&str> = settings.iter().map(String::as_str).collect();
+        let hint = match &names[..] {
+            ["timeout"] => "set `auth_file.login_timeout` instead",
+            ["default_permissions"] => "set [permissions] instead",
+            _ => {
+                "set `auth_file.login_timeout` and [permissions] instead; tokens and auth callout do \
+                  not go with users of a file"
+            }
+        };
+        lines.push(Line::doubtful(
+            "main_config.replaced_settings",
+            format!(
+                "the auth file replaces its `authorization` block, and with it `{}`",
+                names.join("`, `")
+            ),
+            hint,
+        ));
+    }
+    if !config.is_closed_by_itself() {
+        lines.push(Line::doubtful(
+            "main_config.open_if_empty",
+            "should the auth file ever be empty or cut off, nats-server would let everybody in",
+            "before the include put: authorization { users = [ {user: \"locked\", password: \
+             \"$2a$10$.....................................................\", permissions: {publish: \
+             {deny: \">\"}, subscribe: {deny: \">\"}}} ] }",
+        ));
+    }
+}
+
+/// Whether we can write the auth file, and who can read it.
+pub(super) fn auth_file(
+    options: &Options,
+    file: &AuthFile,
+    config: Option<&MainConfig>,
+    plan: Option<&Plan>,
+    lines: &mut Vec<Line>,
+) {
+    let before = lines.len();
+    let path = fs::canonicalize(file.path()).unwrap_or_else(|_| file.path().to_owned());
+    let folder = parent(&path);
+    if !folder.is_dir() {
+        let folder = folder.display();
+        lines.push(Line::wrong(
+            "auth_file.no_folder",
+            format!("its folder {folder} is not there"),
+            Some(format!("mkdir {folder}, or set `auth_file.path`")),
+        ));
+        return;
+    }
+    if access(&folder, Access::WRITE_OK | Access::EXEC_OK).is_err() {
+        let folder = folder.display();
+        lines.push(Line::wrong(
+            "auth_file.folder_not_writable",
+            format!("this user may not write to its folder, {folder}"),
+            Some(format!(
+                "run pb-nats as the folder's owner, or give it the folder: the file is replaced by a \
+                 new one beside it (`chgrp pb-nats {folder}; chmod g+w {folder}`)"
+            )),
+        ));
+    }
+    let group = match group(&options.auth_file.group) {
+        Ok(group) => group,
+        Err(problem) => {
+            let hint = "`auth_file.group` is a group on this machine, by name or number";
+            lines.push(Line::wrong("auth_file.no_group", problem, Some(hint.into())));
+            None
+        }
+    };
+    let found = fs::metadata(&path);
+    let there = found.is_ok();
+    let access = match &found {
+        Ok(it) => Owned { mode: it.mode(), user: it.uid(), group: it.gid() },
+        Err(_) => Owned {
+            mode: options.auth_file.mode,
+            user: rustix::process::geteuid().as_raw(),
+            group: group.unwrap_or_else(|| rustix::process::getegid().as_raw()),
+        },
+    };
+    if there && access.mode & 0o004 != 0 && others_reach(&path) {
+        let path = path.display();
+        lines.push(Line::doubtful(
+            "auth_file.readable_by_all",
+            format!(
+                "every account on this machine can read the password hashes in {path} ({:04o})",
+                access.mode & 0o777
+            ),
+            &*format!("chmod 640 {path}, with nats-server's group; it keeps the mode it has"),
+        ));
+    }
+    if let Some(process) = Process::of_server(options, config) {
+        lines.extend(unreadable(&process, &path, &access));
+    }
+    if !there {
+        lines.push(Line::doubtful(
+            "auth_file.missing",
+            format!("{} is not there: nats-server does not start without it", path.display()),
+            "`pb-nats once` writes it",
+        ));
+    } else if lines.len() == before {
+        lines.push(Line::good(
+            "auth_file.access",
+            "it can be replaced by us, and is not shown to all",
+        ));
+    }
+    let Some(plan) = plan else { return };
+    if let Some(refused) = &plan.refused {
+        lines.push(Line::wrong(
+            "auth_file.held_back",
+            format!("held back: {refused}"),
+            Some(refused.hint().into()),
+        ));
+    } else if plan.write {
+        lines.push(Line::doubtful(
+            "auth_file.behind",
+            format!("it is behind: {}", plan.changes),
+            "`pb-nats once`, or `pb-nats run` and wait",
+        ));
+    } else {
+        lines.push(Line::good("auth_file.up_to_date", "it says what the records say"));
+    }
+}
+
+/// Says so if the server cannot read the file.
+fn unreadable(process: &Process, path: &Path, file: &Owned) -> Option<Line> {
+    if process.may(0o4, file) && ancestors(path).iter().all(|it| process.may(0o1, it)) {
+        return None;
+    }
+    let user = user_name(process.user);
+    let text = format!(
+        "nats-server (process {}) runs as {user}, who may not read {} ({:04o} {}:{})",
+        process.id,
+        path.display(),
+        file.mode & 0o777,
+        user_name(file.user),
+        group_name(file.group),
+    );
+    let hint = format!(
+        "set `auth_file.group` to a group of {user} and give it the file that is there (chgrp, \
+         chmod 640), and let it into the folder"
+    );
+    Some(Line::wrong("auth_file.server_cannot_read", text, Some(hint)))
+}
+
+/// Mode and owner of a file or folder.
+#[derive(Clone, Copy, Debug)]
+struct Owned {
+    mode: u32,
+    user: u32,
+    group: u32,
+}
+
+/// A process, and in whose name it acts.
+#[derive(Debug)]
+struct Process {
+    id: i32,
+    user: u32,
+    groups: BTreeSet<u32>,
+}
+
+impl Process {
+    /// The nats-server on this machine, if a pid file tells of one.
+    fn of_server(options: &Options, config: Option<&MainConfig>) -> Option<Process> {
+        let files = options.nats.pid_file.iter().cloned();
+        let own = config.and_then(|it| it.setting("pid_file")).map(PathBuf::from);
+        let id = files.chain(own).find_map(|it| server::process(&it))?;
+        Process::new(id, &fs::read_to_string(format!("/proc/{id}/status")).ok()?)
+    }
+
+    /// From what Linux tells of it.
+    fn new(id: i32, status: &str) -> Option<Process> {
+        let numbers = |key: &str| -> Option<Vec<u32>> {
+            let line = status.lines().find_map(|it| it.strip_prefix(key))?;
+            Some(line.split_whitespace().filter_map(|it| it.parse().ok()).collect())
+        };
+        // Real, effective, saved, and the one for files.
+        let (user, group) = (*numbers("Uid:")?.get(3)?, *numbers("Gid:")?.get(3)?);
+        let groups = numbers("Groups:")?.into_iter().chain([group]).collect();
+        Some(Process { id, user, groups })
+    }
+
+    /// Whether it may do this with the file: 4 is to read, 1 to pass through a folder.
+    fn may(&self, what: u32, file: &Owned) -> bool {
+        let shift = if self.user == file.user {
+            6
+        } else if self.groups.contains(&file.group) {
+            3
+        } else {
+            0
+        };
+        self.user == 0 || (file.mode >> shift) & what == what
+    }
+}
+
+/// Whether everybody may pass the folders above.
+fn others_reach(path: &Path) -> bool {
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    ancestors(&path).iter().all(|it| it.mode & 0o001 != 0)
+}
+
+fn ancestors(path: &Path) -> Vec<Owned> {
+    let found = path.ancestors().skip(1).filter_map(|it| {
+        let it = fs::metadata(if it.as_os_str().is_empty() { Path::new(".") } else { it }).ok()?;
+        Some(Owned { mode: it.mode(), user: it.uid(), group: it.gid() })
+    });
+    found.collect()
+}
+
+fn parent(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => ".".into(),
+        Some(parent) => parent.to_owned(),
+        None => "/".into(),
+    }
+}
+
+fn group(name: &str) -> Result<Option<u32>, String> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    if let Ok(id) = name.parse() {
+        return Ok(Some(id));
+    }
+    match nix::unistd::Group::from_name(name) {
+        Ok(Some(group)) => Ok(Some(group.gid.as_raw())),
+        Ok(None) => Err(format!("there is no group `{name}` on this machine")),
+        Err(error) => {
+            Err(format!("the group `{name}` cannot be looked up: {}", io::Error::from(error)))
+        }
+    }
+}
+
+fn user_name(id: u32) -> String {
+    let user = nix::unistd::User::from_uid(id.into()).ok().flatten();
+    user.map_or_else(|| format!("user {id}"), |it| it.name)
+}
+
+fn group_name(id: u32) -> String {
+    let group = nix::unistd::Group::from_gid(id.into()).ok().flatten();
+    group.map_or_else(|| id.to_string(), |it| it.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Owned, Process};
+
+    #[test]
+    fn who_may_read_a_file_is_judged_as_the_system_does() {
+        let status = "Name:\tnats-server\nUid:\t1\t1\t1\t7\nGid:\t1\t1\t1\t8\nGroups:\t20 21 \n";
+        let process = Process::new(1, status).unwrap();
+        let may = |mode, user, group| process.may(0o4, &Owned { mode, user, group });
+        assert!(may(0o640, 7, 0) && may(0o640, 0, 8) && may(0o640, 0, 21) && may(0o644, 0, 0));
+        assert!(!may(0o640, 0, 0) && !may(0o600, 0, 8));
+        assert!(!may(0o044, 7, 8), "the owner is judged by the owner's bits alone");
+        assert!(!may(0o604, 0, 20), "and so is the group");
+        let root = Process::new(1, &status.replace('7', "0")).unwrap();
+        assert!(root.may(0o4, &Owned { mode: 0, user: 9, group: 9 }));
+        assert!(Process::new(1, "").is_none());
+    }
+}

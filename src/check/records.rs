@@ -1,0 +1,31 @@
+//! The records: what they amount to, what of them is not honoured, and what is rarely meant.
+
+use super::Line;
+use crate::{auth::counted, reconcile::Plan};
+
+pub(super) fn look(plan: &Plan, lines: &mut Vec<Line>) {
+    let (users, roles) = (plan.desired.users.len(), plan.desired.roles.len());
+    let (users, roles) = (counted(users, "user"), counted(roles, "role"));
+    lines.push(Line::good("records.served", format!("{users}, {roles} in use as they are")));
+    for it in &plan.findings {
+        let value = if it.value.is_empty() { String::new() } else { format!(" {}", it.value) };
+        let text = format!(
+            "{}/{} {:?}: {}{value}: {}; {}",
+            it.collection,
+            it.id,
+            it.name,
+            it.field,
+            it.problem,
+            it.effect.as_str()
+        );
+        let code = format!("records.{}", it.problem.kind());
+        lines.push(Line::doubtful(&code, text, it.problem.mend()));
+    }
+    if plan.remarks.is_empty() {
+        lines.push(Line::good("permissions.fine", "nothing that is rarely meant"));
+    }
+    for it in &plan.remarks {
+        let code = format!("permissions.{}", it.advice.kind());
+        lines.push(Line::doubtful(&code, it.to_string(), it.advice.mend()));
+    }
+}
