@@ -8,9 +8,10 @@ use crate::{
     apply::{Adopt, AuthFile, Placement},
     auth::counted,
     options::Options,
-    reconcile::{Plan, Reconciler, chain},
+    reconcile::{Plan, Reconciler},
     server::{Servers, State},
     source::PocketBase,
+    status::chain,
 };
 
 /// One thing that was looked at.

@@ -7,12 +7,12 @@ use std::{env, io, path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use pb_nats::{
-    apply::ApplyError, options::OptionsError, reconcile::ReconcileError, server::ServerError,
-    source::SourceError,
+    admin::AdminError, apply::ApplyError, options::OptionsError, reconcile::ReconcileError,
+    server::ServerError, source::SourceError,
 };
 use tracing_subscriber::EnvFilter;
 
-use crate::commands::{backups, check, hash, once, plan, run, shell, terminal};
+use crate::commands::{backups, check, hash, once, plan, run, shell, status, terminal};
 
 /// Wrong usage or settings, or a question that cannot be decided.
 const EXIT_USAGE: u8 = 2;
@@ -64,6 +64,9 @@ enum Command {
     /// Check settings, PocketBase, its records, the main config and the way to reload
     #[command(after_help = "Example:\n  pb-nats check --json")]
     Check(check::Check),
+    /// Ask the running daemon whether NATS is in step, where, since when, and if not, why
+    #[command(after_help = "Example:\n  pb-nats status --watch")]
+    Status(status::Status),
     /// List former auth files, or restore one
     #[command(after_help = "Example:\n  pb-nats backups list")]
     Backups(backups::Backups),
@@ -104,6 +107,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Render => block_on(plan::render(cli)),
         Command::Check(arguments) => block_on(check::check(cli, arguments)),
         Command::Backups(arguments) => backups::backups(cli, arguments),
+        Command::Status(arguments) => block_on(status::status(cli, arguments)),
         Command::Hash(arguments) => hash::hash(arguments),
         Command::Completions(arguments) => shell::completions(arguments),
         Command::Man(arguments) => shell::man(arguments),
@@ -134,6 +138,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             .or_else(|| it.downcast_ref::<SourceError>()?.hint())
             .or_else(|| it.downcast_ref::<ApplyError>()?.hint().map(str::to_owned))
             .or_else(|| it.downcast_ref::<ServerError>()?.hint())
+            .or_else(|| Some(it.downcast_ref::<AdminError>()?.hint().to_owned()))
     })
 }
 
@@ -142,6 +147,7 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
         it.is::<OptionsError>()
             || it.is::<Usage>()
             || matches!(it.downcast_ref(), Some(SourceError::Settings(_)))
+            || matches!(it.downcast_ref(), Some(AdminError::Nowhere))
             || matches!(it.downcast_ref(), Some(ServerError::Setting { .. }))
     };
     if error.chain().any(usage) {

@@ -13,6 +13,7 @@ mod permissions;
 mod reconcile;
 mod server;
 mod source;
+mod status;
 mod support;
 mod tidy;
 mod tls;
