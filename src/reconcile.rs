@@ -475,7 +475,7 @@ impl<S: Source> Reconciler<S> {
         } else {
             self.file.as_it_is(&current.text).await?
         };
-        let servers = self.enforce(&applied, &current, main_config.as_ref()).await?;
+        let servers = self.enforce(&applied, &backup, &current, main_config.as_ref()).await?;
         let (users, cut_off) = (backup.users.len(), self.servers.receipt());
         Ok((diff, Converged { changes: changed.then_some(changes), users, servers, cut_off }))
     }
