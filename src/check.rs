@@ -12,9 +12,10 @@ use serde::Serialize;
 use crate::{
     apply::{Adopt, ApplyError, AuthFile},
     options::Options,
-    reconcile::{ReconcileError, Reconciler, chain},
+    reconcile::{ReconcileError, Reconciler},
     server::Servers,
     source::PocketBase,
+    status::chain,
 };
 
 /// One thing that was looked at.

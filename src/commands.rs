@@ -9,6 +9,7 @@ pub(crate) mod once;
 pub(crate) mod plan;
 pub(crate) mod run;
 pub(crate) mod shell;
+pub(crate) mod status;
 pub(crate) mod terminal;
 
 use std::{

@@ -37,8 +37,12 @@ pub mod server;
 
 mod tls;
 
+pub mod status;
+
 pub mod check;
 pub mod reconcile;
+
+pub mod admin;
 
 pub use options::Options;
 pub use reconcile::Reconciler;

@@ -7,6 +7,7 @@ use std::{env, io, path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use pb_nats::{
+    admin::AdminError,
     apply::ApplyError,
     options::OptionsError,
     reconcile::ReconcileError,
@@ -15,7 +16,7 @@ use pb_nats::{
 };
 use tracing_subscriber::EnvFilter;
 
-use crate::commands::{backups, check, explain, hash, once, plan, run, shell, terminal};
+use crate::commands::{backups, check, explain, hash, once, plan, run, shell, status, terminal};
 
 /// Wrong usage or settings, or a question that cannot be decided.
 const EXIT_USAGE: u8 = 2;
@@ -72,6 +73,9 @@ enum Command {
         after_help = "Example:\n  pb-nats explain ann pub orders.new\n  pb-nats explain ann sub 'orders.>' --live\n  pb-nats explain ann\n  pb-nats explain --who-can pub orders.new"
     )]
     Explain(explain::Explain),
+    /// Ask the running daemon whether NATS is in step, where, since when, and if not, why
+    #[command(after_help = "Example:\n  pb-nats status --watch")]
+    Status(status::Status),
     /// List former auth files, or restore one
     #[command(after_help = "Example:\n  pb-nats backups list")]
     Backups(backups::Backups),
@@ -113,6 +117,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Check(arguments) => block_on(check::check(cli, arguments)),
         Command::Explain(arguments) => block_on(explain::explain(cli, arguments)),
         Command::Backups(arguments) => backups::backups(cli, arguments),
+        Command::Status(arguments) => block_on(status::status(cli, arguments)),
         Command::Hash(arguments) => hash::hash(arguments),
         Command::Completions(arguments) => shell::completions(arguments),
         Command::Man(arguments) => shell::man(arguments),
@@ -144,6 +149,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             .or_else(|| it.downcast_ref::<ApplyError>()?.hint().map(str::to_owned))
             .or_else(|| it.downcast_ref::<ServerError>()?.hint())
             .or_else(|| it.downcast_ref::<TrialError>()?.hint())
+            .or_else(|| Some(it.downcast_ref::<AdminError>()?.hint().to_owned()))
     })
 }
 
@@ -152,6 +158,7 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
         it.is::<OptionsError>()
             || it.is::<Usage>()
             || matches!(it.downcast_ref(), Some(SourceError::Settings(_)))
+            || matches!(it.downcast_ref(), Some(AdminError::Nowhere))
             || matches!(it.downcast_ref(), Some(ServerError::Setting { .. }))
     };
     if error.chain().any(usage) {

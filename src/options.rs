@@ -200,7 +200,7 @@ pub struct SyncOptions {
 }
 
 /// `[admin]`: the address at which the daemon tells how it is.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AdminOptions {
     /// Address and port. Empty: none.

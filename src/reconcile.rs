@@ -18,6 +18,7 @@ use crate::{
     options::{EventFilter, Options},
     server::{Outcome, Receipt, ServerError, Servers, State},
     source::{Source, SourceError},
+    status::{Board, Failure, Step, Watch, chain},
 };
 
 /// Makes NATS match the source, again and again.
@@ -34,6 +35,7 @@ pub struct Reconciler<S> {
     seen: Option<Snapshot>,
     findings: Vec<Finding>,
     doing: watch::Sender<&'static str>,
+    board: Board,
 }
 
 /// What a look is for.
@@ -153,6 +155,7 @@ impl<S: Source> Reconciler<S> {
             login_timeout: auth_file.login_timeout,
         };
         Ok(Reconciler {
+            board: Board::new(options, source.link()),
             source,
             policy,
             file: AuthFile::new(options),
@@ -186,11 +189,27 @@ impl<S: Source> Reconciler<S> {
         &self.findings
     }
 
+    /// Where it tells how it is.
+    pub fn status(&self) -> &Watch {
+        self.board.watch()
+    }
+
+    /// Goes on telling it there, where another one did before.
+    pub fn report_to(&mut self, watch: &Watch) {
+        self.board.report_to(watch);
+    }
+
+    /// Fails if another process does for this file what [`run`](Self::run) does.
+    pub fn check_alone(&self) -> Result<(), ApplyError> {
+        self.file.lock_for_life().map(drop)
+    }
+
     /// Makes passes until `shutdown` completes. A pass that has begun is finished.
     ///
     /// Fails only at once, if another process does the same for this file.
     pub async fn run(&mut self, shutdown: impl Future<Output = ()>) -> Result<(), ApplyError> {
         let _lock = self.file.lock_for_life()?;
+        self.board.opens();
         let mut shutdown = pin!(shutdown);
         if !self.pace.initial {
             tokio::select! {
@@ -202,9 +221,11 @@ impl<S: Source> Reconciler<S> {
         let mut agenda = Agenda::new();
         loop {
             let (at, extent) = agenda.next(self.limits);
+            self.board.waits(at.into_std());
             tokio::select! {
                 () = &mut shutdown => return Ok(()),
                 () = self.source.changed() => {
+                    self.board.hinted();
                     agenda.hinted(self.pace);
                     continue;
                 }
@@ -248,6 +269,21 @@ impl<S: Source> Reconciler<S> {
         consent: Consent,
         extent: Extent,
     ) -> Result<Option<Converged>, ReconcileError> {
+        self.board.begins();
+        let looked = self.attempt(consent, extent).await;
+        match &looked {
+            Ok(None) => self.board.leaves_it(),
+            Ok(Some(passed)) => self.board.ends(None, passed.cut_off.as_ref()),
+            Err(error) => self.board.ends(Some(error.failure()), self.servers.receipt().as_ref()),
+        }
+        looked
+    }
+
+    async fn attempt(
+        &mut self,
+        consent: Consent,
+        extent: Extent,
+    ) -> Result<Option<Converged>, ReconcileError> {
         let begun = Instant::now();
         // First: else another pass could write what is newer than this look.
         let _lock = self.file.lock_for_a_pass().await?;
@@ -261,8 +297,10 @@ impl<S: Source> Reconciler<S> {
                 return Err(self.keep(&current, main_config.as_ref(), error.into()).await);
             }
         };
+        self.board.has_read();
         let plan = self.decide(&snapshot, &current, main_config.as_ref());
         self.findings = plan.findings;
+        self.board.counts(&snapshot, &self.findings);
 
         let wanted = plan.write && (current.desired.is_none() || self.wanted(&snapshot));
         if let Extent::Losses { most_removed } = extent
@@ -276,6 +314,7 @@ impl<S: Source> Reconciler<S> {
         if let Some(refused) = plan.refused.filter(|_| wanted && !consent.removals) {
             return Err(self.keep(&current, main_config.as_ref(), refused.into()).await);
         }
+        self.board.is_at(Step::Apply);
         let applied = if wanted {
             let stamped = self.stamped(main_config.as_ref()).await;
             self.doing.send_replace("checking and writing the auth file");
@@ -289,6 +328,7 @@ impl<S: Source> Reconciler<S> {
                 applied => applied?,
             };
             self.servers.cut_off(&plan.changes.users_losing);
+            self.board.changed(&plan.changes);
             applied
         } else {
             self.file.as_it_is(&current.text).await?
@@ -316,6 +356,8 @@ impl<S: Source> Reconciler<S> {
         main_config: Option<&MainConfig>,
     ) -> Result<Vec<Outcome>, ReconcileError> {
         self.doing.send_replace("waiting for nats-server");
+        self.board.holds(desired);
+        self.board.is_at(Step::Servers);
         let formers = &[former];
         let servers = tokio::select! {
             servers = self.servers.converge(applied) => servers,
@@ -334,6 +376,8 @@ impl<S: Source> Reconciler<S> {
         servers: Vec<Outcome>,
         main_config: Option<&MainConfig>,
     ) -> Result<Vec<Outcome>, ReconcileError> {
+        self.board.servers(&servers);
+        self.board.is_at(Step::Placement);
         if let Err(error) = self.placed(main_config) {
             self.servers.forget();
             return Err(error);
@@ -550,6 +594,7 @@ impl<S: Source> Reconciler<S> {
                 },
                 Err(error) => backoff.failed(&error.into(), self.pace.resync),
             };
+            self.board.waits(Instant::now() + wait);
             tokio::select! {
                 () = self.source.changed() => (),
                 () = time::sleep(wait) => (),
@@ -715,21 +760,21 @@ fn listed(names: &[String]) -> String {
     if more > 0 { format!("{listed} and {more} more") } else { listed }
 }
 
-/// The error and its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(it) = cause {
-        let more = it.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = it.source();
-    }
-    text
-}
-
 impl ReconcileError {
+    /// The step and why, for the status.
+    fn failure(&self) -> Failure {
+        let (step, held_back) = match self {
+            ReconcileError::Snapshot(_) => (Step::Snapshot, None),
+            ReconcileError::Guard(refused) => (Step::Guard, Some(refused.into())),
+            ReconcileError::Apply(_) | ReconcileError::GivesBack(_) => (Step::Apply, None),
+            ReconcileError::Servers(_) => (Step::Servers, None),
+            ReconcileError::MainConfigChanged | ReconcileError::Placement(_) => {
+                (Step::Placement, None)
+            }
+        };
+        Failure { step, why: chain(self), hint: self.hint(), held_back }
+    }
+
     /// What one can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {

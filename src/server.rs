@@ -67,8 +67,8 @@ pub struct Outcome {
     /// Its name in the cluster, or the address that was asked; with nobody to ask, the reload command
     /// or pid file.
     pub server: String,
-    /// Its version, if it could be asked.
-    pub version: Option<String>,
+    /// What it says of itself, if it could be asked.
+    pub running: Option<Running>,
     /// Whether it runs the file.
     pub state: State,
     /// From the order to reload until the proof, if it was ordered.
@@ -112,17 +112,11 @@ impl State {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.server)?;
-        if let Some(version) = &self.version {
-            write!(f, " {version}")?;
+        if let Some(running) = &self.running {
+            write!(f, " {}", running.version)?;
         }
         match &self.state {
             State::InStep { proof, note } => {
-                let proof = match proof {
-                    Proof::Digest => "the digest of its config",
-                    Proof::Stamp => "the stamp in its config",
-                    Proof::LoadTime => "the time it loaded its config",
-                    Proof::Earlier => "an earlier proof of the same config",
-                };
                 write!(f, ": in step, shown by {proof}")?;
                 if let Some(took) = self.took {
                     write!(f, ", after {took:.1?}")?;
@@ -146,6 +140,17 @@ pub enum Proof {
     LoadTime,
     /// It runs the config that was proven before, by another process of ours.
     Earlier,
+}
+
+impl fmt::Display for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Proof::Digest => "the digest of its config",
+            Proof::Stamp => "the stamp in its config",
+            Proof::LoadTime => "the time it loaded its config",
+            Proof::Earlier => "an earlier proof of the same config",
+        })
+    }
 }
 
 /// What is remembered of a server from one look to the next.
@@ -588,7 +593,7 @@ impl Servers {
             .into_iter()
             .map(|Answer { server, running }| match running {
                 Err(why) => {
-                    Outcome { server, version: None, state: not(Arc::new(why)), took: None }
+                    Outcome { server, running: None, state: not(Arc::new(why)), took: None }
                 }
                 Ok(running) => {
                     let state = match &self.known(&running).proven {
@@ -608,7 +613,7 @@ impl Servers {
                         })),
                     };
                     let took = took.get(&running.id).copied();
-                    Outcome { server, version: Some(running.version), state, took }
+                    Outcome { server, running: Some(running), state, took }
                 }
             })
             .collect();
@@ -636,7 +641,7 @@ impl Servers {
                 Some(why) => State::NotInStep { why: why.clone() },
                 None => State::Unverified { why },
             };
-            Outcome { server, version: None, state, took: None }
+            Outcome { server, running: None, state, took: None }
         };
         self.reload.targets().into_iter().map(outcome).collect()
     }

@@ -10,7 +10,15 @@ mod sqlite;
 pub mod sse;
 pub mod view;
 
-use std::{error::Error, io, path::PathBuf, time::Duration};
+use std::{
+    error::Error,
+    io,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::{auth::Snapshot, options::PocketBaseOptions, tls};
 
@@ -37,6 +45,38 @@ pub trait Source: Send {
     /// every reconnect is itself a hint, since nobody knows what was missed. Dropping the future
     /// loses nothing.
     fn changed(&mut self) -> impl Future<Output = ()> + Send;
+
+    /// How it is connected, for people to look at. Nothing is decided by it.
+    fn link(&self) -> watch::Receiver<Link> {
+        watch::Sender::new(Link::default()).subscribe()
+    }
+}
+
+/// How a [`Source`] is connected.
+#[derive(Clone, Debug, Default)]
+pub struct Link {
+    /// What the source is.
+    pub kind: Kind,
+    /// Where it is, without credentials.
+    pub address: String,
+    /// Since when there is a live connection, if there is one.
+    pub connected: Option<SystemTime>,
+    /// How often it had to be made again, since it broke.
+    pub reconnects: u64,
+}
+
+/// The kinds of [`Source`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// PocketBase, over its web API.
+    #[serde(rename = "pocketbase")]
+    PocketBase,
+    /// PocketBase's database file.
+    Database,
+    /// Something else.
+    #[default]
+    Other,
 }
 
 /// A PocketBase: over the network, or its database file on this machine.
@@ -89,6 +129,14 @@ impl Source for PocketBase {
             PocketBase::Http(http) => http.changed().await,
             #[cfg(feature = "sqlite")]
             PocketBase::Sqlite(sqlite) => sqlite.changed().await,
+        }
+    }
+
+    fn link(&self) -> watch::Receiver<Link> {
+        match self {
+            PocketBase::Http(http) => http.link(),
+            #[cfg(feature = "sqlite")]
+            PocketBase::Sqlite(sqlite) => sqlite.link(),
         }
     }
 }

@@ -14,8 +14,9 @@ use super::Line;
 use crate::{
     apply::{ApplyError, AuthFile, MainConfig, Placement},
     options::Options,
-    reconcile::{Plan, chain},
+    reconcile::Plan,
     server,
+    status::chain,
 };
 
 /// Files with secrets that others on this machine can read.

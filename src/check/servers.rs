@@ -12,8 +12,9 @@ use crate::{
     apply::{Adopt, AuthFile, MainConfig},
     auth::Desired,
     options::Options,
-    reconcile::{Plan, chain},
+    reconcile::Plan,
     server::{Running, ServerError, Servers, State},
+    status::chain,
 };
 
 /// The oldest that we work with.

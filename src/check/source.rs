@@ -9,8 +9,9 @@ use super::Line;
 use crate::{
     auth::Grant,
     options::{Options, PocketBaseOptions},
-    reconcile::{Plan, ReconcileError, chain},
+    reconcile::{Plan, ReconcileError},
     source::{Account, Collection, Inspection, PocketBase, SourceError},
+    status::chain,
 };
 
 /// A token that ends sooner is worth a word.

@@ -42,7 +42,7 @@ pub(crate) async fn plan(cli: &Cli, arguments: &Plan) -> anyhow::Result<ExitCode
         let servers = plan.servers.iter().map(|it| {
             json!({
                 "server": it.server,
-                "version": it.version,
+                "version": it.running.as_ref().map(|it| &it.version),
                 "state": it.state.word(),
                 "detail": it.to_string(),
             })

@@ -3,7 +3,7 @@
 use std::{env, mem, pin::pin, process::ExitCode};
 
 use anyhow::Context;
-use pb_nats::{PocketBase, Reconciler};
+use pb_nats::{Options, PocketBase, Reconciler, admin::Admin};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
@@ -16,6 +16,10 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     let mut hangups = hangups()?;
     let mut shutdown = pin!(shutdown()?);
     let (mut reconciler, options) = open(cli)?;
+    // Else the port would be what is in the way, and that tells less.
+    reconciler.check_alone()?;
+    let watch = reconciler.status().clone();
+    let mut admin = Admin::start(&options.admin, &watch).await?;
     let mut former = None;
     let (version, file) = (env!("CARGO_PKG_VERSION"), options.auth_file.path.display());
     info!(version, %file, "pb-nats keeps NATS in step with PocketBase");
@@ -27,8 +31,8 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
                 tokio::select! {
                     () = &mut shutdown => return,
                     _ = hangups.recv() => match reopen(cli) {
-                        Ok(reconciler) => {
-                            next = Some(reconciler);
+                        Ok(opened) => {
+                            next = Some(opened);
                             return;
                         }
                         Err(error) => keep_settings(&error),
@@ -39,14 +43,26 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         match (reconciler.run(stop).await, former.take()) {
             (Ok(()), _) => (),
             (Err(error), None) => return Err(error.into()),
-            (Err(error), Some(former)) => {
+            (Err(error), Some((former, listened))) => {
                 keep_settings(&error.into());
                 reconciler = former;
+                if let Err(error) = admin.change(&listened).await {
+                    keep_settings(&error.into());
+                }
                 continue;
             }
         }
-        let Some(next) = next else { break };
-        former = Some(mem::replace(&mut reconciler, next));
+        let Some((mut next, options)) = next else { break };
+        match admin.change(&options.admin).await {
+            Ok(listened) => {
+                next.report_to(&watch);
+                former = Some((mem::replace(&mut reconciler, next), listened));
+            }
+            Err(error) => {
+                keep_settings(&error.into());
+                continue;
+            }
+        }
         info!("the settings were read again");
     }
     notify(&[NotifyState::Stopping]);
@@ -55,10 +71,10 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
 }
 
 /// The settings as they are now, put in force at once.
-fn reopen(cli: &Cli) -> anyhow::Result<Reconciler<PocketBase>> {
+fn reopen(cli: &Cli) -> anyhow::Result<(Reconciler<PocketBase>, Options)> {
     let mut options = options(cli)?;
     options.auth_file.generate_initial = true;
-    reconciler(&options)
+    Ok((reconciler(&options)?, options))
 }
 
 fn keep_settings(error: &anyhow::Error) {

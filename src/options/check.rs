@@ -355,6 +355,13 @@ impl AdminOptions {
             "`listen` is not an address with a port",
             "write \"127.0.0.1:9478\", \"[::1]:9478\", \"0.0.0.0:9478\" for all interfaces, or \"\" \
              for none",
+        )?;
+        let name = |it: &String| it.parse::<IpAddr>().is_ok() || named((it, "0"));
+        refuse(
+            !self.hosts.iter().all(name),
+            "admin.hosts",
+            "`hosts` has an entry that is not the name of a host",
+            "write names alone, such as \"nats.example.com\", without scheme, port or path",
         )
     }
 }

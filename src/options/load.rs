@@ -576,6 +576,8 @@ mod tests {
             ("[admin]\nlisten = \"9478\"", &["line 5,", "not an address with a port"]),
             ("[admin]\nlisten = \":9478\"", &["line 5,", "0.0.0.0:9478"]),
             ("[admin]\nlisten = \"127.0.0.1:99999\"", &["line 5,", "not an address"]),
+            ("[admin]\nhosts = [\"http://a\"]", &["line 5,", "not the name of a host"]),
+            ("[admin]\nhosts = [\"a:9478\"]", &["line 5,", "without scheme, port"]),
             ("[nats]\nmonitor_url = \"nats://a\"", &["line 5,", "http:// or https://"]),
             ("[nats]\nsystem_url = \"a:4222\"", &["line 5,", "nats:// or tls://"]),
             ("[nats]\nreload_timeout = \"0s\"", &["line 5,", "no time at all"]),

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use super::{
-    Source, SourceError,
+    Kind, Link, Source, SourceError,
     api::{Answer, Api, excerpt, header},
     realtime::Live,
     record::{Names, Schema, is_of_auth_collection},
@@ -51,6 +51,7 @@ pub struct Http {
     /// When the view was last compared with the collections.
     compared: Option<Instant>,
     live: Option<Live>,
+    link: watch::Sender<Link>,
 }
 
 /// How we show who we are.
@@ -69,8 +70,10 @@ enum Password {
 
 impl Http {
     pub(super) fn open(url: &str, options: &PocketBaseOptions) -> Result<Http, SourceError> {
+        let api = Api::open(url, options)?;
+        let link = Link { kind: Kind::PocketBase, address: api.origin(), ..Link::default() };
         Ok(Http {
-            api: Api::open(url, options)?,
+            api,
             names: Names::new(options),
             view: options.export_view.clone(),
             credentials: Credentials::new(options)?,
@@ -79,6 +82,7 @@ impl Http {
             resync: options.resync_interval,
             compared: None,
             live: None,
+            link: watch::Sender::new(link),
         })
     }
 
@@ -387,9 +391,13 @@ impl Source for Http {
     async fn changed(&mut self) {
         let live = self.live.get_or_insert_with(|| {
             let topics = [&self.names.users, &self.names.roles].map(Clone::clone);
-            Live::start(self.api.clone(), self.token.subscribe(), topics)
+            Live::start(self.api.clone(), self.token.subscribe(), topics, self.link.clone())
         });
         live.hint.notified().await;
+    }
+
+    fn link(&self) -> watch::Receiver<Link> {
+        self.link.subscribe()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use reqwest::{
@@ -19,7 +19,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    SourceError,
+    Link, SourceError,
     api::Api,
     sse::{Decoder, Event},
 };
@@ -50,10 +50,11 @@ impl Live {
         api: Api,
         token: watch::Receiver<Option<HeaderValue>>,
         collections: [String; 2],
+        link: watch::Sender<Link>,
     ) -> Live {
         let hint = Arc::new(Notify::new());
         let mut task = JoinSet::new();
-        task.spawn(Following { api, token, collections, hint: hint.clone() }.run());
+        task.spawn(Following { api, token, collections, hint: hint.clone(), link }.run());
         Live { hint, _task: task }
     }
 }
@@ -63,6 +64,8 @@ struct Following {
     token: watch::Receiver<Option<HeaderValue>>,
     collections: [String; 2],
     hint: Arc<Notify>,
+    /// What we tell of the connection.
+    link: watch::Sender<Link>,
 }
 
 /// How a connection came to its end.
@@ -81,6 +84,10 @@ impl Following {
         loop {
             let begun = Instant::now();
             let end = self.follow(&mut told).await;
+            self.link.send_modify(|link| {
+                let broke = link.connected.take().is_some() && !matches!(end, Ok(End::Ours));
+                link.reconnects += u64::from(broke);
+            });
             match &end {
                 Ok(End::Ours) => {
                     pause = first;
@@ -149,6 +156,7 @@ impl Following {
                 if event.name == "PB_CONNECT" {
                     self.subscribe(&api, &token, &event).await?;
                     subscribed = true;
+                    self.link.send_modify(|it| it.connected = Some(SystemTime::now()));
                     if std::mem::take(told) {
                         info!("the live connection is back");
                     }

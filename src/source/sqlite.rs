@@ -22,10 +22,13 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use reqwest::Url;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, types::ValueRef};
 use serde_json::Value;
-use tokio::{sync::Notify, task};
+use tokio::{
+    sync::{Notify, watch},
+    task,
+};
 
 use super::{
-    Collection, Source, SourceError,
+    Collection, Kind, Link, Source, SourceError,
     record::{Field, Names, Schema, Stored},
 };
 use crate::{auth::Snapshot, options::PocketBaseOptions};
@@ -59,6 +62,11 @@ impl Source for Sqlite {
     async fn changed(&mut self) {
         let watch = self.watch.get_or_insert_with(|| Watch::start(self.database.clone()));
         watch.hint.notified().await;
+    }
+
+    fn link(&self) -> watch::Receiver<Link> {
+        let address = self.database.path.display().to_string();
+        watch::Sender::new(Link { kind: Kind::Database, address, ..Link::default() }).subscribe()
     }
 }
 

@@ -9,8 +9,19 @@ use std::{
 
 use tempfile::TempDir;
 
-const COMMANDS: [&str; 10] =
-    ["run", "once", "plan", "render", "check", "explain", "backups", "hash", "completions", "man"];
+const COMMANDS: [&str; 11] = [
+    "run",
+    "once",
+    "plan",
+    "render",
+    "check",
+    "explain",
+    "status",
+    "backups",
+    "hash",
+    "completions",
+    "man",
+];
 const SETTINGS: &str = "[pocketbase]\nurl = \"http://127.0.0.1:9\"\ntoken = \"t0ps3cret\"\n";
 
 /// A run of the program, with no variables but its own, in a folder without settings.

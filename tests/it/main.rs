@@ -16,6 +16,7 @@ mod permissions;
 mod reconcile;
 mod server;
 mod source;
+mod status;
 mod support;
 mod tidy;
 mod tls;

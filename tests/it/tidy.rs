@@ -8,7 +8,10 @@ use std::{
 /// `cargo xtask docs` lets this test write the pages instead.
 #[test]
 fn generated_pages_are_up_to_date() {
-    let pages = [("docs/settings.md", pb_nats::options::reference())];
+    let pages = [
+        ("docs/settings.md", pb_nats::options::reference()),
+        ("docs/metrics.md", pb_nats::admin::reference()),
+    ];
     for (path, page) in pages {
         if env::var_os("UPDATE_DOCS").is_some() {
             crate::support::write(path, &page);
@@ -68,8 +71,10 @@ fn rooms_know_only_what_is_behind_them() {
         ("source", &["auth", "options", "tls"]),
         ("apply", &["auth", "options"]),
         ("server", &["apply", "auth", "options", "tls"]),
-        ("reconcile", &["apply", "auth", "options", "server", "source"]),
-        ("check", &["apply", "auth", "options", "reconcile", "server", "source"]),
+        ("status", &["auth", "options", "server", "source"]),
+        ("reconcile", &["apply", "auth", "options", "server", "source", "status"]),
+        ("admin", &["options", "status", "tls"]),
+        ("check", &["apply", "auth", "options", "reconcile", "server", "source", "status"]),
     ];
     for (name, behind) in ROOMS {
         for file in room(name) {

@@ -1,0 +1,368 @@
+//! The address at which the daemon tells how it is. It reads the status and changes nothing.
+
+mod metrics;
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Extension, Router,
+    extract::{Request, State},
+    http::{
+        HeaderMap, HeaderName, HeaderValue, StatusCode, Uri,
+        header::{
+            ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY,
+            X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+        },
+        uri::Authority,
+    },
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use reqwest::Url;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::{AbortHandle, JoinSet},
+    time,
+};
+use tracing::{debug, info, warn};
+
+pub use self::metrics::reference;
+use crate::{
+    options::AdminOptions,
+    status::{Status, Watch},
+    tls,
+};
+
+/// How long a client may take to say what it wants.
+const HEAD: Duration = Duration::from_secs(5);
+/// How long it may take to hear the answer.
+const ANSWER: Duration = Duration::from_mins(10);
+/// How many clients there may be at once.
+const MOST_CLIENTS: usize = 64;
+/// How long the daemon may take to tell how it is.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The daemon does not tell how it is, or cannot be asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdminError {
+    /// The address is taken, or not one of this machine. Nobody listens there for us.
+    #[error("cannot listen at `{listen}` (`admin.listen`)")]
+    Listen {
+        /// The address.
+        listen: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The settings name no address.
+    #[error("the daemon listens nowhere: `admin.listen` is empty")]
+    Nowhere,
+    /// Nobody answers there.
+    #[error("no daemon answers at `{listen}` (`admin.listen`)")]
+    Unreachable {
+        /// The address.
+        listen: String,
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// Somebody else answers there, or a daemon of another version.
+    #[error("what answers at `{listen}` (`admin.listen`) is no pb-nats of this version: {answer}")]
+    Stranger {
+        /// The address.
+        listen: String,
+        /// What it answers.
+        answer: String,
+    },
+}
+
+impl AdminError {
+    /// What one can do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            AdminError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+                "something listens there already, perhaps another pb-nats; set another address, \
+                 or \"\" to listen nowhere"
+            }
+            AdminError::Listen { .. } => {
+                "set an address of this machine, with a port from 1024 on, or \"\" to listen nowhere"
+            }
+            AdminError::Nowhere => "set it, such as \"127.0.0.1:9478\", and send the daemon SIGHUP",
+            AdminError::Unreachable { .. } => {
+                "is `pb-nats run` running, with these settings? Its log says why not; \
+                 `pb-nats check` looks without it"
+            }
+            AdminError::Stranger { .. } => {
+                "is it another program's port? After an update, restart the daemon"
+            }
+        }
+    }
+}
+
+/// What listens, while it lives.
+#[derive(Debug)]
+pub struct Admin {
+    options: AdminOptions,
+    watch: Watch,
+    task: JoinSet<Infallible>,
+}
+
+impl Admin {
+    /// Listens where the options say, and tells what this watch shows.
+    pub async fn start(options: &AdminOptions, watch: &Watch) -> Result<Admin, AdminError> {
+        let (options, watch) = (options.clone(), watch.clone());
+        let mut admin = Admin { options, watch, task: JoinSet::new() };
+        admin.listen().await?;
+        Ok(admin)
+    }
+
+    /// Listens there instead, and returns where it was. On failure it still is.
+    pub async fn change(&mut self, options: &AdminOptions) -> Result<AdminOptions, AdminError> {
+        if self.options == *options {
+            return Ok(options.clone());
+        }
+        // The new address may overlap the former one.
+        self.task.shutdown().await;
+        let former = std::mem::replace(&mut self.options, options.clone());
+        if let Err(error) = self.listen().await {
+            self.options = former;
+            self.listen().await?;
+            return Err(error);
+        }
+        Ok(former)
+    }
+
+    async fn listen(&mut self) -> Result<(), AdminError> {
+        let listen = self.options.listen.clone();
+        if listen.is_empty() {
+            return Ok(());
+        }
+        let failed = |source| AdminError::Listen { listen: listen.clone(), source };
+        let listener = TcpListener::bind(&*listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        if !address.ip().is_loopback() {
+            warn!(%address, "whoever reaches this address sees names of users and servers");
+        }
+        info!("status at http://{address}");
+        self.task.spawn(serve(listener, router(&self.options, &self.watch)));
+        Ok(())
+    }
+}
+
+/// How the daemon with these options says it is.
+pub async fn ask(options: &AdminOptions) -> Result<Status, AdminError> {
+    let listen = options.listen.clone();
+    if listen.is_empty() {
+        return Err(AdminError::Nowhere);
+    }
+    let unreachable =
+        |error: reqwest::Error| AdminError::Unreachable { listen: listen.clone(), source: error };
+    // Who listens everywhere also does so here.
+    let near = listen.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:");
+    let url = Url::parse(&format!("http://{near}/status")).expect("checked with the settings");
+    let client =
+        tls::client(&url, &[]).no_proxy().timeout(PATIENCE).build().map_err(unreachable)?;
+    let answer = client.get(url).send().await.map_err(unreachable)?;
+    let status = answer.status();
+    let text = answer.text().await.map_err(unreachable)?;
+    serde_json::from_str(&text).map_err(|error| {
+        let answer = if status.is_success() { error.to_string() } else { status.to_string() };
+        AdminError::Stranger { listen: listen.clone(), answer }
+    })
+}
+
+/// Lets clients in, so many at a time. When there are more, the one that came first has to go: most
+/// need a moment only, and nobody can keep others out by staying.
+async fn serve(listener: TcpListener, router: Router) -> Infallible {
+    let mut clients = JoinSet::new();
+    let mut oldest: VecDeque<AbortHandle> = VecDeque::new();
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Too many files are open, say.
+            time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        while clients.try_join_next().is_some() {}
+        oldest.retain(|it| !it.is_finished());
+        if oldest.len() >= MOST_CLIENTS
+            && let Some(oldest) = oldest.pop_front()
+        {
+            oldest.abort();
+        }
+        oldest.push_back(clients.spawn(converse(stream, router.clone())));
+    }
+}
+
+/// One request, one answer.
+async fn converse(stream: TcpStream, router: Router) {
+    let Ok(local) = stream.local_addr() else { return };
+    let router = router.layer(Extension(local));
+    let answered = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    if let Ok(Err(error)) = time::timeout(ANSWER, answered).await {
+        debug!(%error, "a client of the status went wrong");
+    }
+}
+
+fn router(options: &AdminOptions, watch: &Watch) -> Router {
+    Router::new()
+        .route("/healthz", get(health))
+        .route("/readyz", get(readiness))
+        .route("/metrics", get(metrics))
+        .route("/status", get(status))
+        .fallback(async || (StatusCode::NOT_FOUND, "there is no such page\n"))
+        .method_not_allowed_fallback(async || {
+            let allow = [(ALLOW, HeaderValue::from_static("GET, HEAD"))];
+            (StatusCode::METHOD_NOT_ALLOWED, allow, "nothing can be changed here\n")
+        })
+        .with_state(watch.clone())
+        .layer(middleware::from_fn_with_state(Arc::<[String]>::from(&*options.hosts), guard))
+}
+
+/// Whether the loop does what it should: it makes passes, whatever comes of them.
+async fn health(State(watch): State<Watch>) -> Response {
+    let status = watch.now();
+    if status.pass.stuck {
+        let why = status.why().unwrap_or_default();
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response();
+    }
+    "ok\n".into_response()
+}
+
+/// Whether everything has been in force since the start.
+async fn readiness(State(watch): State<Watch>) -> Response {
+    if watch.ready() {
+        return "ok\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", watch.now().summary)).into_response()
+}
+
+async fn metrics(State(watch): State<Watch>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(CONTENT_TYPE, HeaderValue::from_static(kind))], metrics::text(&watch)).into_response()
+}
+
+async fn status(State(watch): State<Watch>) -> Response {
+    let json = serde_json::to_string_pretty(&watch.now()).expect("a status can be written");
+    ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], json + "\n").into_response()
+}
+
+/// Answers only to our own names, and sees to it that browsers are careful with the answer.
+///
+/// A page from elsewhere may have its own name resolve to this address, and its browser would let it
+/// read what we say.
+async fn guard(
+    State(hosts): State<Arc<[String]>>,
+    Extension(local): Extension<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let mut response = if is_ours(request.uri(), request.headers(), local.ip(), &hosts) {
+        next.run(request).await
+    } else {
+        let text = "this is not a name of this host; names that are: `admin.hosts`\n";
+        (StatusCode::MISDIRECTED_REQUEST, text).into_response()
+    };
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (X_FRAME_OPTIONS, "DENY"),
+        (REFERRER_POLICY, "no-referrer"),
+        (CACHE_CONTROL, "no-store"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    ] {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// Whether every name that the request calls us by is one of ours.
+fn is_ours(uri: &Uri, headers: &HeaderMap, local: IpAddr, hosts: &[String]) -> bool {
+    let mut named = headers.get_all(HOST).iter();
+    let (Some(host), None) = (named.next(), named.next()) else { return false };
+    let Some(host) = host.to_str().ok().and_then(|it| it.parse::<Authority>().ok()) else {
+        return false;
+    };
+    let ours = |authority: &Authority| {
+        let host = authority.host().trim_matches(['[', ']']);
+        host.eq_ignore_ascii_case("localhost")
+            || hosts.iter().any(|it| it.eq_ignore_ascii_case(host))
+            || host.parse().is_ok_and(|it: IpAddr| it.is_loopback() || it == local)
+    };
+    ours(&host) && uri.authority().is_none_or(ours)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn called(host: &str) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert(HOST, host.parse().unwrap());
+        let local = "192.0.2.7".parse().unwrap();
+        is_ours(&Uri::from_static("/"), &headers, local, &["nats.example.com".into()])
+    }
+
+    #[test]
+    fn only_our_own_names_are_answered_to() {
+        for ours in [
+            "localhost",
+            "LOCALHOST:9478",
+            "127.0.0.1:1",
+            "127.1.2.3",
+            "[::1]:9478",
+            "192.0.2.7:9478",
+            "nats.example.com",
+            "NATS.example.com:443",
+        ] {
+            assert!(called(ours), "{ours}");
+        }
+        for other in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "evil.localhost.example",
+            "127.0.0.1.evil.example",
+            "example.com",
+            "x.nats.example.com",
+            "192.0.2.8",
+            "[::2]",
+            "0.0.0.0",
+            "localhost@evil.example",
+            "evil.example@evil.example",
+            "localhost evil",
+            "2130706433",
+        ] {
+            assert!(!called(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_request_with_no_two_or_contradicting_names_is_refused() {
+        let local = IpAddr::from([127, 0, 0, 1]);
+        let mut headers = HeaderMap::new();
+        assert!(!is_ours(&Uri::from_static("/"), &headers, local, &[]));
+        headers.append(HOST, HeaderValue::from_static("localhost"));
+        assert!(is_ours(&Uri::from_static("/"), &headers, local, &[]));
+        assert!(!is_ours(&Uri::from_static("http://evil.example/"), &headers, local, &[]));
+        headers.append(HOST, HeaderValue::from_static("localhost"));
+        assert!(!is_ours(&Uri::from_static("/"), &headers, local, &[]));
+    }
+}

@@ -1,0 +1,513 @@
+//! How the status is kept: by the pass, a line at a time.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    mem,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use prometheus_client::metrics::{counter::Counter, family::Family, histogram::Histogram};
+use reqwest::Url;
+use tokio::sync::watch;
+
+use super::{
+    Change, CutOff, Failure, Findings, HeldBack, PassStatus, Record, Running, ServerStatus,
+    SourceStatus, State, Status, Step, chain,
+};
+use crate::{
+    auth::{Changes, Credential, Desired, Effect, Finding, PasswordHash, Refused, Snapshot},
+    options::Options,
+    server::{self, Outcome, Receipt},
+    source::Link,
+};
+
+/// So many changes are remembered.
+const MOST_CHANGES: usize = 100;
+/// So many findings, or names of those who would go, are told one by one.
+const MOST_LISTED: usize = 200;
+
+/// What a reload takes for a client whose hash has the cost 10; one more doubles it.
+const BCRYPT_10: Duration = Duration::from_millis(63);
+
+/// Where a process tells how it is. All clones are one.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    published: watch::Sender<Published>,
+    tally: Tally,
+}
+
+#[derive(Debug)]
+struct Published {
+    status: Status,
+    link: watch::Receiver<Link>,
+    /// When the loop has to be at its next pass, or done with this one.
+    due: Option<Instant>,
+    ready: bool,
+}
+
+/// What a pass writes its status on.
+#[derive(Debug)]
+pub(crate) struct Board {
+    watch: Watch,
+    link: watch::Receiver<Link>,
+    /// The page of PocketBase's dashboard that shows records.
+    dashboard: Option<Url>,
+    /// How long a pass may take, and be late.
+    patience: Duration,
+    /// When the first hint came that no pass has dealt with yet.
+    noticed: Option<Instant>,
+    /// When each change was noticed that is not proven yet, the last first.
+    pending: VecDeque<Instant>,
+    begun: (Timestamp, Instant),
+    step: (Step, Instant),
+    findings: Vec<Finding>,
+    /// What a client's credential takes a reload, on average.
+    per_client: Option<Duration>,
+}
+
+type Label = [(&'static str, &'static str); 1];
+
+/// What was counted since the start.
+#[derive(Clone, Debug)]
+pub(crate) struct Tally {
+    pub(crate) passes: Family<Label, Counter>,
+    pub(crate) pass_seconds: Histogram,
+    pub(crate) steps: Family<Label, Histogram, fn() -> Histogram>,
+    pub(crate) enforced_seconds: Histogram,
+    pub(crate) reloads: Counter,
+    pub(crate) reload_seconds: Histogram,
+    pub(crate) kicks: Counter,
+}
+
+impl Default for Watch {
+    fn default() -> Watch {
+        let now = Timestamp::now();
+        let status = Status {
+            state: State::Starting,
+            summary: String::new(),
+            now,
+            started: now,
+            version: env!("CARGO_PKG_VERSION").into(),
+            source: SourceStatus::default(),
+            pass: PassStatus::default(),
+            servers: Vec::new(),
+            users: 0,
+            roles: 0,
+            users_per_role: BTreeMap::new(),
+            findings: Arc::default(),
+            changes: VecDeque::new(),
+        };
+        let link = watch::Sender::new(Link::default()).subscribe();
+        let published = Published { status, link, due: None, ready: false };
+        Watch { published: watch::Sender::new(published), tally: Tally::new() }
+    }
+}
+
+impl Watch {
+    /// How it is now.
+    pub fn now(&self) -> Status {
+        let published = self.published.borrow();
+        let mut status = published.status.clone();
+        let link = published.link.borrow().clone();
+        let stuck = published.due.is_some_and(|it| it < Instant::now());
+        drop(published);
+        status.now = Timestamp::now();
+        status.source.kind = link.kind;
+        status.source.address = link.address;
+        status.source.connected_since = link.connected.and_then(|it| it.try_into().ok());
+        status.source.reconnects = link.reconnects;
+        status.pass.stuck = stuck;
+        status.state = status.judged();
+        status.summary = status.told();
+        status
+    }
+
+    /// Whether everything has been in force at least once since the start.
+    pub fn ready(&self) -> bool {
+        self.published.borrow().ready
+    }
+
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Published)) {
+        self.published.send_modify(change);
+    }
+}
+
+impl Board {
+    /// A board of its own, for these settings.
+    pub(crate) fn new(options: &Options, link: watch::Receiver<Link>) -> Board {
+        let now = Instant::now();
+        let allowed = options.pocketbase.request_timeout + options.nats.reload_timeout;
+        Board {
+            watch: Watch::default(),
+            link,
+            dashboard: options.pocketbase.url.as_deref().and_then(dashboard),
+            patience: allowed * 2,
+            noticed: None,
+            pending: VecDeque::new(),
+            begun: (Timestamp::now(), now),
+            step: (Step::Snapshot, now),
+            findings: Vec::new(),
+            per_client: None,
+        }
+    }
+
+    /// Writes there from now on.
+    pub(crate) fn report_to(&mut self, watch: &Watch) {
+        self.watch = watch.clone();
+    }
+
+    /// The loop begins.
+    pub(crate) fn opens(&mut self) {
+        let link = self.link.clone();
+        self.watch.change(|it| it.link = link);
+        self.waits(Instant::now());
+    }
+
+    pub(crate) fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    /// The source said that something may have changed.
+    pub(crate) fn hinted(&mut self) {
+        self.noticed.get_or_insert_with(Instant::now);
+        self.watch.change(|it| it.status.source.last_hint = Some(Timestamp::now()));
+    }
+
+    /// The next pass begins then, or earlier.
+    pub(crate) fn waits(&mut self, until: Instant) {
+        let patience = self.patience;
+        let wait = until.saturating_duration_since(Instant::now());
+        self.watch.change(|it| {
+            it.due = until.checked_add(patience);
+            it.status.pass.next = Timestamp::now().checked_add(wait).ok();
+        });
+    }
+
+    /// A pass begins.
+    pub(crate) fn begins(&mut self) {
+        let (now, patience) = (Instant::now(), self.patience);
+        self.begun = (Timestamp::now(), now);
+        self.step = (Step::Snapshot, now);
+        let running = Running { since: self.begun.0, step: Step::Snapshot };
+        self.watch.change(|it| {
+            it.due = now.checked_add(patience);
+            it.status.pass.running = Some(running);
+        });
+    }
+
+    /// It has read the source.
+    pub(crate) fn has_read(&mut self) {
+        let took = self.is_at(Step::Guard);
+        self.watch.change(|it| {
+            it.status.source.last_read = Some(Timestamp::now());
+            it.status.source.last_read_took = Some(took);
+        });
+    }
+
+    /// It is at the next step. Returns how long the former one took.
+    pub(crate) fn is_at(&mut self, next: Step) -> Duration {
+        let now = Instant::now();
+        let (step, since) = mem::replace(&mut self.step, (next, now));
+        let took = now - since;
+        self.watch.tally.step(step).observe(took.as_secs_f64());
+        self.watch.change(|it| {
+            if let Some(running) = &mut it.status.pass.running {
+                running.step = next;
+            }
+        });
+        took
+    }
+
+    /// What the source has.
+    pub(crate) fn counts(&mut self, snapshot: &Snapshot, findings: &[Finding]) {
+        let names: HashMap<&str, &str> =
+            snapshot.roles.iter().map(|it| (it.id.as_str(), it.name.as_str())).collect();
+        let mut users_per_role: BTreeMap<&str, usize> =
+            names.values().map(|name| (*name, 0)).collect();
+        for user in snapshot.users.iter().filter(|it| it.active) {
+            for role in user.roles.iter().filter_map(|it| names.get(it.as_str())) {
+                *users_per_role.entry(role).or_default() += 1;
+            }
+        }
+        let users_per_role =
+            users_per_role.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+        let findings = (self.findings != findings).then(|| {
+            self.findings = findings.to_vec();
+            Arc::new(Findings::new(findings, self.dashboard.as_ref()))
+        });
+        let roles = snapshot.roles.len();
+        self.watch.change(|it| {
+            it.status.roles = roles;
+            it.status.users_per_role = users_per_role;
+            it.status.findings = findings.unwrap_or_else(|| it.status.findings.clone());
+        });
+    }
+
+    /// What the file has.
+    pub(crate) fn holds(&mut self, desired: &Desired) {
+        self.per_client = per_client(desired);
+        let users = desired.users.len();
+        self.watch.change(|it| it.status.users = users);
+    }
+
+    /// The file was changed.
+    pub(crate) fn changed(&mut self, changes: &Changes) {
+        let noticed = self.noticed.take().unwrap_or(self.begun.1);
+        self.pending.push_front(noticed);
+        self.pending.truncate(MOST_CHANGES);
+        let change = Change {
+            at: ago(noticed),
+            what: changes.to_string(),
+            enforced_after: None,
+            unverified: false,
+            cut_off: None,
+        };
+        self.watch.change(|it| {
+            it.status.changes.push_front(change);
+            it.status.changes.truncate(MOST_CHANGES);
+        });
+    }
+
+    /// What became of each server.
+    pub(crate) fn servers(&mut self, outcomes: &[Outcome]) {
+        for took in outcomes.iter().filter_map(|it| it.took) {
+            self.watch.tally.reloads.inc();
+            self.watch.tally.reload_seconds.observe(took.as_secs_f64());
+        }
+        let per_client = self.per_client;
+        self.watch.change(|it| {
+            let former = mem::take(&mut it.status.servers);
+            let server = |outcome| {
+                let mut server = ServerStatus::new(outcome, per_client);
+                let former = former.iter().find(|it| it.server == server.server);
+                let before = former.and_then(|it| it.last_reload_took);
+                server.last_reload_took = server.last_reload_took.or(before);
+                server
+            };
+            it.status.servers = outcomes.iter().map(server).collect();
+        });
+    }
+
+    /// The pass was for losses only, and there are none.
+    pub(crate) fn leaves_it(&mut self) {
+        self.watch.change(|it| it.status.pass.running = None);
+    }
+
+    /// The pass is over: why it stopped, if it did, and which connections were closed.
+    pub(crate) fn ends(&mut self, failure: Option<Failure>, receipt: Option<&Receipt>) {
+        let cut_off = receipt.map(CutOff::from);
+        let kicks = cut_off.as_ref().map_or(0, |it| it.connections);
+        self.watch.tally.kicks.inc_by(kicks.try_into().unwrap_or(u64::MAX));
+        let (begun, since) = self.begun;
+        self.is_at(Step::Snapshot);
+        let took = since.elapsed();
+        self.watch.tally.passed(failure.as_ref().map(|it| it.step)).inc();
+        self.watch.tally.pass_seconds.observe(took.as_secs_f64());
+
+        let succeeded = failure.is_none();
+        let mut proven = VecDeque::new();
+        if succeeded {
+            self.noticed = None;
+            proven = mem::take(&mut self.pending);
+        }
+        let tally = &self.watch.tally;
+        self.watch.change(|it| {
+            it.ready |= succeeded;
+            let status = &mut it.status;
+            if let Some(change) = status.changes.front_mut() {
+                change.cut_off = cut_off.or(change.cut_off.take());
+            }
+            let unverified = status.servers.iter().any(|it| it.state == State::Unverified);
+            for (change, noticed) in status.changes.iter_mut().zip(proven) {
+                change.unverified = unverified;
+                if !unverified {
+                    let after = noticed.elapsed();
+                    tally.enforced_seconds.observe(after.as_secs_f64());
+                    change.enforced_after = Some(after);
+                }
+            }
+            status.pass.last_attempt = Some(begun);
+            status.pass.last_attempt_took = Some(took);
+            if succeeded {
+                status.pass.last_success = Some(Timestamp::now());
+            }
+            status.pass.failure = failure;
+            status.pass.running = None;
+        });
+    }
+}
+
+impl ServerStatus {
+    fn new(outcome: &Outcome, per_client: Option<Duration>) -> ServerStatus {
+        let running = outcome.running.as_ref();
+        let clients = running.map(|it| it.connections);
+        let freeze = |(clients, each): (u64, Duration)| {
+            each.checked_mul(clients.try_into().unwrap_or(u32::MAX)).unwrap_or(Duration::MAX)
+        };
+        let (state, detail, hint) = match &outcome.state {
+            server::State::InStep { proof, note } => {
+                let note = note.map(|it| format!("; {it}")).unwrap_or_default();
+                (State::InStep, format!("shown by {proof}{note}"), None)
+            }
+            server::State::NotInStep { why } => (State::NotInStep, chain(why.as_ref()), why.hint()),
+            server::State::Unverified { why } => (State::Unverified, (*why).to_owned(), None),
+        };
+        ServerStatus {
+            server: outcome.server.clone(),
+            version: running.map(|it| it.version.clone()),
+            state,
+            detail,
+            hint,
+            config_digest: running.and_then(|it| it.config_digest.clone()),
+            config_loaded: running.and_then(|it| it.loaded.try_into().ok()),
+            last_reload_took: outcome.took,
+            clients,
+            reload_freeze: clients.zip(per_client).map(freeze),
+        }
+    }
+}
+
+impl Findings {
+    fn new(findings: &[Finding], dashboard: Option<&Url>) -> Findings {
+        let mut by_kind = BTreeMap::new();
+        let mut left_out = BTreeSet::new();
+        for finding in findings {
+            *by_kind.entry(finding.problem.kind().to_owned()).or_default() += 1;
+            if finding.effect == Effect::LeftOut {
+                left_out.insert((&finding.collection, &finding.id));
+            }
+        }
+        let record = |it: &Finding| Record {
+            collection: it.collection.clone(),
+            id: it.id.clone(),
+            name: it.name.clone(),
+            field: it.field.clone(),
+            value: it.value.clone(),
+            kind: it.problem.kind().into(),
+            problem: it.problem.to_string(),
+            mend: it.problem.mend().into(),
+            effect: it.effect,
+            link: dashboard.filter(|_| !it.id.is_empty()).map(|page| link(page, it)),
+        };
+        Findings {
+            count: findings.len(),
+            left_out: left_out.len(),
+            by_kind,
+            records: findings.iter().take(MOST_LISTED).map(record).collect(),
+        }
+    }
+}
+
+impl From<&Refused> for HeldBack {
+    fn from(refused: &Refused) -> HeldBack {
+        let removed = refused.removed();
+        let users = removed.iter().take(MOST_LISTED).cloned().collect();
+        HeldBack { count: removed.len(), users }
+    }
+}
+
+impl From<&Receipt> for CutOff {
+    fn from(receipt: &Receipt) -> CutOff {
+        CutOff {
+            users: receipt.users.iter().take(MOST_LISTED).cloned().collect(),
+            connections: receipt.connections,
+            servers: receipt.servers,
+            took: (receipt.connections > 0).then_some(receipt.took),
+            failure: receipt.failure.as_ref().map(ToString::to_string),
+        }
+    }
+}
+
+impl Tally {
+    fn new() -> Tally {
+        let tally = Tally {
+            passes: Family::default(),
+            pass_seconds: histogram(),
+            steps: Family::new_with_constructor(histogram),
+            enforced_seconds: histogram(),
+            reloads: Counter::default(),
+            reload_seconds: histogram(),
+            kicks: Counter::default(),
+        };
+        // A rate needs a zero to begin with.
+        tally.passed(None);
+        for step in Step::ALL {
+            tally.passed(Some(step));
+            tally.step(step);
+        }
+        tally
+    }
+
+    fn passed(&self, failed_at: Option<Step>) -> Counter {
+        let outcome = failed_at.map_or("success", Step::word);
+        self.passes.get_or_create_owned(&[("outcome", outcome)])
+    }
+
+    fn step(&self, step: Step) -> Histogram {
+        self.steps.get_or_create_owned(&[("step", step.word())])
+    }
+}
+
+/// When that was, by the clock on the wall.
+fn ago(then: Instant) -> Timestamp {
+    let now = Timestamp::now();
+    now.checked_sub(then.elapsed()).unwrap_or(now)
+}
+
+/// For what takes from a millisecond to minutes.
+fn histogram() -> Histogram {
+    const SECONDS: [f64; 16] = [
+        0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0,
+        600.0,
+    ];
+    Histogram::new(SECONDS)
+}
+
+/// What a user's credential takes a reload, on average. Who is connected is not known one by one.
+fn per_client(desired: &Desired) -> Option<Duration> {
+    let each = desired.users.values().map(|user| match &user.credential {
+        Credential::Password(hash) => bcrypt_seconds(hash),
+        // To compare a key is nothing beside it.
+        Credential::Nkey => 0.0,
+    });
+    let all: f64 = each.sum();
+    #[expect(clippy::cast_precision_loss, reason = "no one has 2^52 users")]
+    let average = all / desired.users.len() as f64;
+    Duration::try_from_secs_f64(average).ok()
+}
+
+fn bcrypt_seconds(hash: &PasswordHash) -> f64 {
+    let cost: Option<i32> = hash.0.get(4..6).and_then(|it| it.parse().ok());
+    BCRYPT_10.as_secs_f64() * f64::powi(2.0, cost.unwrap_or_default() - 10)
+}
+
+/// The page of PocketBase's dashboard that shows records.
+fn dashboard(url: &str) -> Option<Url> {
+    let url = Url::parse(url).ok().filter(|it| matches!(it.scheme(), "http" | "https"))?;
+    let page = format!("{}/_/", url.path().trim_end_matches('/'));
+    let mut url = url;
+    url.set_path(&page);
+    Some(url)
+}
+
+/// The record in PocketBase's dashboard. It is named as dashboards up to 0.38 want it, and as those
+/// since then do.
+fn link(dashboard: &Url, finding: &Finding) -> String {
+    let (collection, id) = (&finding.collection, &finding.id);
+    let mut link = dashboard.clone();
+    link.query_pairs_mut().extend_pairs([
+        ("collection", collection),
+        ("recordId", id),
+        ("record", id),
+    ]);
+    let fragment = format!("/collections?{}", link.query().unwrap_or_default());
+    link.set_query(None);
+    link.set_fragment(Some(&fragment));
+    link.into()
+}
