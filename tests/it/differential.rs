@@ -23,7 +23,7 @@ const QUESTIONS: usize = 12;
 #[expect(clippy::print_stdout, reason = "what was asked, and how to ask it again")]
 fn every_answer_is_nats_servers_own() {
     let seed = number("DIFFERENTIAL_SEED", 20_261_123);
-    let count: usize = number("DIFFERENTIAL_USERS", 600);
+    let count: usize = number("DIFFERENTIAL_USERS", 1_500);
     let mut dice = Dice(seed);
     let records = snapshot(&mut dice, count);
     let explain = Explain::new(records.clone(), policy());
