@@ -284,7 +284,7 @@ impl Servers {
     }
 
     /// Returns once a server runs something else than it was proven to, or is new: it was started
-    /// again, or reloaded by hand, or has come back to its cluster. Dropping the future loses nothing.
+    /// again, or has come back to its cluster. Dropping the future loses nothing.
     pub async fn drifted(&mut self) {
         loop {
             time::sleep(WATCH).await;
