@@ -746,7 +746,7 @@ mod tests {
             ("SYNC_MIN_REMOVED", "", &["a whole number", "`PB_NATS_SYNC_MIN_REMOVED=10`"]),
             ("SYNC_MIN_REMOVED", "-1", &["a whole number, 0 or more"]),
             ("SYNC_IGNORE_EVENTS", "[user_update]", &["an array in TOML form"]),
-            ("SYNC_IGNORE_EVENTS", "user_creat", &["`user_create`, `user_update`"]),
+            ("SYNC_IGNORE_EVENTS", "user_creat", &["did you mean `user_create`?"]),
             ("AUTH_FILE_CREATE_BACKUPS", "yes", &["expected a boolean"]),
             ("AUTH_FILE_MODE", "rw", &["not a file mode", "`PB_NATS_AUTH_FILE_MODE=0640`"]),
             ("POCKETBASE_URL", "x", &["http:// or https://"]),
