@@ -8,6 +8,7 @@ mod record;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 pub mod sse;
+mod superuser;
 pub mod view;
 
 use std::{
@@ -27,6 +28,7 @@ pub use inspect::{Account, Collection, Inspection};
 pub use record::{Field, Schema};
 #[cfg(feature = "sqlite")]
 pub use sqlite::Sqlite;
+pub use superuser::{Login, Superuser};
 
 /// A place that knows the users and roles.
 ///
@@ -211,6 +213,15 @@ pub enum SourceError {
         /// What PocketBase says.
         answer: String,
     },
+    /// PocketBase has no superusers yet: it is older than 0.23.
+    #[error("PocketBase at `{url}` is older than 0.23")]
+    TooOld {
+        /// Its address.
+        url: String,
+    },
+    /// The token is good, but not a superuser's.
+    #[error("the token is not a superuser's")]
+    NotSuperuser,
     /// The password alone is not enough to log in.
     #[error("the account wants a second factor besides its password")]
     SecondFactor,
@@ -360,8 +371,20 @@ impl SourceError {
                  a lasting one is made with \"Impersonate\" on the account's page in PocketBase"
                     .into()
             }
+            SourceError::LoginRefused { collection, .. } if collection == "_superusers" => {
+                "check the email and the password; on PocketBase's machine `pocketbase superuser \
+                 upsert EMAIL PASSWORD` sets both"
+                    .into()
+            }
             SourceError::LoginRefused { .. } => {
                 "check `auth_collection`, `identity` and the password".into()
+            }
+            SourceError::TooOld { .. } => {
+                "update PocketBase to 0.23 or later; its own notes say how records move along"
+                    .into()
+            }
+            SourceError::NotSuperuser => {
+                "use one made with \"Impersonate\" on a superuser's page in PocketBase".into()
             }
             SourceError::SecondFactor => "use a token made with \"Impersonate\" instead".into(),
             SourceError::Forbidden { collection } => {

@@ -12,6 +12,7 @@ mod dist;
 mod explain;
 mod harness;
 mod manners;
+mod init;
 mod middlebox;
 mod permissions;
 mod reconcile;
