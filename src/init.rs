@@ -138,6 +138,9 @@ impl InitError {
                 "`{view}` was not made by pb-nats; rename it, or set `pocketbase.export_view` to \
                  another name"
             ),
+            InitError::PocketBase(SourceError::Settings(_)) => {
+                "give collections names of letters, digits and `_`".into()
+            }
             InitError::PocketBase(error) => return error.hint(),
             InitError::File(ApplyError::Rejected(_)) => {
                 "the main config is as it was; mend what is told, or add the lines by hand".into()

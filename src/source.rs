@@ -363,6 +363,9 @@ impl SourceError {
             SourceError::Status { status: 429, .. } => {
                 "PocketBase's rate limits are in its settings; superusers are exempt".into()
             }
+            SourceError::Status { status: 400, .. } => {
+                "PocketBase refuses what it was sent, and says why; mend that there".into()
+            }
             SourceError::Status { .. } | SourceError::NotPocketBase { .. } => {
                 "is `url` PocketBase's address, with the base path if it has one?".into()
             }
@@ -391,7 +394,7 @@ impl SourceError {
                 format!("let the list rule of `{collection}` admit the account, or use a superuser")
             }
             SourceError::NoCollection { .. } => {
-                "make it in PocketBase, or set `user_collection`, `role_collection` or \
+                "`pb-nats init` makes it; or set `user_collection`, `role_collection` or \
                  `auth_collection` to the name it has; is `url` PocketBase's address?"
                     .into()
             }
@@ -406,8 +409,8 @@ impl SourceError {
             }
             SourceError::WrongType { .. } => "change the type of the field in PocketBase".into(),
             SourceError::PasswordsHidden { .. } => {
-                "keep a bcrypt hash (`pb-nats hash`) in a text field and name it in \
-                 `password_field`; or set `data_dir` instead of `url`, on PocketBase's machine"
+                "`pb-nats init` makes the view that shows them to pb-nats; or set `data_dir` instead \
+                 of `url`, on PocketBase's machine"
                     .into()
             }
             SourceError::Torn { .. } => {
@@ -419,7 +422,7 @@ impl SourceError {
             SourceError::ViewUnknown { view }
             | SourceError::ViewOfOther { view, .. }
             | SourceError::ViewLacks { view, .. } => {
-                format!("make `{view}` anew, or delete it, and both collections are listed instead")
+                format!("`pb-nats init` brings `{view}` up to date")
             }
             SourceError::NoDatabase(_) | SourceError::NotPocketBaseData { .. } => {
                 "`data_dir` is the folder that PocketBase calls `pb_data`".into()

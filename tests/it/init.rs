@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use serde_json::{Value, json};
@@ -14,45 +15,47 @@ use tempfile::TempDir;
 
 use crate::{
     PB_NATS,
+    middlebox::{Fate, Middlebox},
     support::{
-        Client, Login, Output, Pb, Process, SUPERUSER, eventually, free_address, tool, write,
+        Client, Login, Optional, Output, Pb, Process, SUPERUSER, Users, eventually, free_address,
+        tool, write,
     },
 };
 
 const VERSIONS: [&str; 3] = ["0.23.12", "0.28.4", "0.40.6"];
 
 /// A folder for the settings, and what `init` is called with.
-struct Init {
+pub(crate) struct Init {
     dir: TempDir,
     url: String,
 }
 
 impl Init {
-    fn of(pb: &Pb) -> Init {
+    pub(crate) fn of(pb: &Pb) -> Init {
         Init { dir: TempDir::new().unwrap(), url: pb.url() }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn read(&self, name: &str) -> String {
+    pub(crate) fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap_or_default()
     }
 
     /// Runs pb-nats, without a terminal and with the superuser in the environment.
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         self.run_as(SUPERUSER, arguments)
     }
 
-    fn run_as(&self, (user, password): (&str, &str), arguments: &[&str]) -> Output {
+    pub(crate) fn run_as(&self, (user, password): (&str, &str), arguments: &[&str]) -> Output {
         let mut command = self.command(arguments);
         command.env("PB_NATS_SUPERUSER", user).env("PB_NATS_SUPERUSER_PASSWORD", password);
         ended(&mut command, "")
     }
 
     /// The program, with no variables but the path to find nats-server in.
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(PB_NATS);
         command.current_dir(self.dir.path()).env_clear().args(arguments);
         let nats_server = tool("nats-server", None);
@@ -61,16 +64,16 @@ impl Init {
     }
 
     /// `init`, without asking.
-    fn init(&self, more: &[&str]) -> Output {
+    pub(crate) fn init(&self, more: &[&str]) -> Output {
         self.run(&[&["init", "--yes", "--url", &self.url], more].concat())
     }
 
-    fn once(&self) -> Output {
+    pub(crate) fn once(&self) -> Output {
         self.run(&["once"])
     }
 }
 
-fn ended(command: &mut Command, input: &str) -> Output {
+pub(crate) fn ended(command: &mut Command, input: &str) -> Output {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     // A program that reads no stdin may have closed it.
@@ -349,4 +352,265 @@ fn a_migration_makes_the_same_and_can_be_undone() {
         pb.resume();
         same(&pb, &fresh);
     }
+}
+
+/// An app's own `users` become NATS users without a change of what the app can see or do, and
+/// without a way for them to help themselves to rights.
+#[test]
+fn an_apps_users_can_be_the_nats_users() {
+    for version in VERSIONS {
+        let pb = Pb::empty(Some(version));
+        let init = Init::of(&pb);
+        let before = pb.ask("GET", "/api/collections/users", &Value::Null);
+        let done = init.init(&["--user-collection", "users"]).success();
+        assert!(done.stdout.contains("! the list rule of `users`"), "{}", done.stdout);
+        let after = pb.ask("GET", "/api/collections/users", &Value::Null);
+        for key in ["listRule", "viewRule", "createRule", "updateRule", "deleteRule", "indexes"] {
+            assert_eq!(after[key], before[key], "{version} {key}");
+        }
+        let fields = |it: &Value| it["fields"].as_array().unwrap().clone();
+        assert_eq!(fields(&after)[..fields(&before).len()], fields(&before)[..], "{version}");
+        let settings = init.read("pb-nats.toml");
+        for line in ["resync_interval = \"10s\"", "default_publish = []", "default_subscribe = []"]
+        {
+            assert!(settings.contains(&format!("\n{line}\n")), "{line}");
+        }
+
+        // Anybody may sign up, and say what they want.
+        let role = pb.ask("GET", "/api/collections/nats_roles/records", &Value::Null);
+        let role = &role["items"][0]["id"];
+        let eve = json!({
+            "email": "eve@example.com", "password": "eve's password",
+            "passwordConfirm": "eve's password", "active": true, "role_id": [role],
+        });
+        let (status, eve) = pb.request("POST", "/api/collections/users/records", "", &eve);
+        assert_eq!(status, 200, "{version} {eve}");
+        let id = eve["id"].as_str().unwrap();
+        let token = pb.log_in("users", "eve@example.com", "eve's password").unwrap();
+        let path = format!("/api/collections/users/records/{id}");
+        let wish = json!({ "active": true, "role_id": [role], "role_id+": role });
+        pb.request("PATCH", &path, &token, &wish);
+        let list = init.run(&["user", "list"]).success().stdout;
+        let line = list.lines().find(|it| it.starts_with("eve@example.com")).unwrap();
+        assert!(line.contains("inactive") && !line.contains("device"), "{version}: {line}");
+        // A superuser decides.
+        pb.update("users", id, &json!({ "active": true, "role_id": [role] }));
+        let list = init.run(&["user", "list"]).success().stdout;
+        assert!(list.contains("eve@example.com  in NATS"), "{version}: {list}");
+        assert!(init.init(&[]).code == Some(0));
+    }
+}
+
+/// Collections made by hand keep what they have, and get what nobody has set.
+#[test]
+fn collections_made_by_hand_are_adopted() {
+    for kind in [Users::Text, Users::Password, Users::Auth] {
+        let pb = Pb::with(kind, Optional::Absent);
+        let role = pb.role("r", &["a"], &["a"]);
+        pb.user("ann", "ann's password", &role);
+        let fields = |name: &str| {
+            pb.ask("GET", &format!("/api/collections/{name}"), &Value::Null)["fields"].take()
+        };
+        let before = [fields("nats_users"), fields("nats_roles")];
+        let init = Init::of(&pb);
+        let done = init.init(&[]).success();
+        assert!(!done.stdout.contains("the role "), "roles are there already: {}", done.stdout);
+        assert_eq!([fields("nats_users"), fields("nats_roles")], before, "{kind:?}");
+        let list = init.run(&["user", "list"]).success().stdout;
+        assert!(list.contains("ann   in NATS"), "{kind:?}: {list}");
+        let again = init.init(&[]).success().stdout;
+        assert!(again.starts_with("nothing to do\n"), "{kind:?}: {again}");
+        let twice = json!({ "username": "ann", "role_id": [role], "email": "x@example.com",
+            "password": "long enough", "passwordConfirm": "long enough" });
+        let path = "/api/collections/nats_users/records";
+        assert_eq!(pb.request("POST", path, pb.token(), &twice).0, 400, "{kind:?}");
+    }
+}
+
+/// Wherever it ends, the next run does the rest.
+#[test]
+fn what_is_interrupted_is_finished_by_the_next_run() {
+    let direct = Pb::empty(None);
+    Init::of(&direct).init(&[]).success();
+    let wanted = collections(&direct);
+    for writes in 0..9 {
+        let pb = Pb::empty(None);
+        let seen = AtomicUsize::new(0);
+        let middlebox = Middlebox::start(pb.address(), move |head| {
+            // The first one is the log-in. PocketBase does the last one, but nobody hears of it.
+            let writing = !head.starts_with("GET");
+            match seen.fetch_add(usize::from(writing), Ordering::SeqCst) {
+                n if writing && n > writes => Fate::Cut(0),
+                _ => Fate::Pass,
+            }
+        });
+        let mut init = Init::of(&pb);
+        init.url = middlebox.url();
+        let cut = init.init(&[]).exits(1);
+        assert!(cut.stderr.contains("run it again"), "{writes}: {}", cut.stderr);
+        assert!(!init.path("pb-nats.toml").exists() || writes == 9);
+        init.url = pb.url();
+        // PocketBase may still be at what was cut off.
+        eventually("the rest is done", || (init.init(&[]).code == Some(0)).then_some(()));
+        same(&pb, &wanted);
+        let roles = init.run(&["role", "list"]).success().stdout;
+        assert_eq!(roles.lines().count(), 4, "{writes}: {roles}");
+        assert!(init.init(&[]).success().stdout.starts_with("nothing to do\n"), "{writes}");
+    }
+}
+
+/// Whatever would be lost by the include is named, and nothing is done.
+#[test]
+fn a_main_config_with_users_of_its_own_is_left_alone() {
+    let pb = Pb::empty(None);
+    let init = Init::of(&pb);
+    let before = collections(&pb);
+    for (config, told) in [
+        (
+            "authorization { users = [ {user: ann, password: a}, {user: bob, password: b} ] }",
+            "ann, bob",
+        ),
+        ("port: 1\nauthorization {\n user: ann\n password: a\n}", "line 2"),
+        ("authorization { token: \"s3cret\" }", "whoever has the token"),
+        ("AUTHORIZATION: { timeout: 3 }", "would replace"),
+        (
+            "include auth.conf\nauthorization { users = [ {user: ann, password: a} ] }",
+            "replaces it",
+        ),
+        ("authorization {", "not understood"),
+        ("prot: 4222", "refuses it as it is"),
+    ] {
+        write(init.path("n.conf"), config);
+        if config.starts_with("include") {
+            write(init.path("auth.conf"), "");
+        }
+        let refused = init.init(&["--nats-config", "n.conf"]).exits(1);
+        assert!(refused.stderr.contains(told), "{config}: {}", refused.stderr);
+        assert!(refused.stderr.contains("\nhint: ") && !refused.stderr.contains("s3cret"));
+        assert_eq!(init.read("n.conf"), config);
+        assert!(!init.path("pb-nats.toml").exists() && !init.path("pb-nats.token").exists());
+    }
+    assert_eq!(collections(&pb), before);
+    // One that is closed by itself, with accounts beside, can be added to.
+    let closed = "accounts { SYS { users = [ {user: sys, password: s} ] } }\nsystem_account: SYS\n\
+        authorization { users = [ {user: locked, password: x, permissions: \
+        {publish: {deny: \">\"}, subscribe: {deny: \">\"}}} ] }";
+    write(init.path("n.conf"), closed);
+    init.init(&["--nats-config", "n.conf"]).success();
+    assert!(init.read("n.conf").starts_with(closed));
+}
+
+/// The main config may be anywhere, and the auth file too.
+#[test]
+fn the_include_leads_to_the_auth_file_from_any_folder() {
+    let pb = Pb::empty(None);
+    let init = Init::of(&pb);
+    fs::create_dir_all(init.path("a b/nats")).unwrap();
+    let real = init.path("a b/nats/main.conf");
+    write(&real, "port: 4222");
+    std::os::unix::fs::symlink(&real, init.path("link.conf")).unwrap();
+    init.init(&["-c", "set/\"here\".toml", "--nats-config", "link.conf"]).success();
+    assert!(fs::symlink_metadata(init.path("link.conf")).unwrap().is_symlink());
+    assert!(fs::read_to_string(&real).unwrap().contains("\ninclude \"auth.conf\"\n"));
+    init.run(&["plan", "-c", "set/\"here\".toml"]).success();
+
+    // With settings that are there already, the include follows them.
+    let token = init.path("set/pb-nats.token");
+    let settings = format!(
+        "[pocketbase]\nurl = {:?}\ntoken_file = {token:?}\n[auth_file]\npath = \"elsewhere/auth.conf\"\n",
+        pb.url(),
+    );
+    write(init.path("pb-nats.toml"), &settings);
+    write(&real, "port: 4222");
+    fs::create_dir(init.path("elsewhere")).unwrap();
+    init.init(&["--nats-config", "a b/nats/main.conf"]).success();
+    assert_eq!(init.read("pb-nats.toml"), settings);
+    let text = fs::read_to_string(&real).unwrap();
+    assert!(text.contains("\ninclude \"../../elsewhere/auth.conf\"\n"), "{text}");
+    assert!(
+        init.init(&["--nats-config", "a b/nats/main.conf"]).success().stdout.contains("nothing")
+    );
+}
+
+#[test]
+fn what_is_missing_or_wrong_is_told_and_nothing_hangs() {
+    let mut pb = Pb::empty(None);
+    let init = Init::of(&pb);
+    let refused = |output: Output, code: i32, parts: &[&str]| {
+        let Output { stderr, stdout, .. } = output.exits(code);
+        for part in parts.iter().chain(&["error: ", "hint: "]) {
+            assert!(stderr.contains(part), "`{part}` has to be in:\n{stderr}");
+        }
+        assert!(!format!("{stdout}{stderr}").contains(SUPERUSER.1));
+    };
+    // Nobody to ask.
+    let url = ["init", "--yes", "--url", &init.url];
+    refused(ended(&mut init.command(&["init"]), ""), 2, &["PocketBase's address", "--url"]);
+    refused(ended(&mut init.command(&url), ""), 2, &["PB_NATS_SUPERUSER_PASSWORD"]);
+    let email = [&url[..], &["--superuser", "root@example.com"]].concat();
+    refused(ended(&mut init.command(&email), ""), 2, &["password is needed"]);
+    refused(init.run(&["init", "--url", &init.url]), 2, &["`--yes`"]);
+    assert!(!init.path("pb-nats.toml").exists());
+
+    let wrong = init.run_as((SUPERUSER.0, "wr0ng"), &url);
+    assert!(!wrong.stderr.contains("wr0ng"));
+    refused(wrong, 1, &["Failed to authenticate", "superuser upsert"]);
+    let mut token = init.command(&url);
+    refused(ended(token.env("PB_NATS_SUPERUSER_TOKEN", "x.y.z"), ""), 1, &["the token"]);
+    refused(init.init(&["--user-collection", "no'name"]), 2, &["no'name", "letters"]);
+    let unknown = init.init(&["--nats-config", "none.conf"]);
+    refused(unknown, 1, &["none.conf", "No such file"]);
+
+    // On stdin it goes as well, and without nats-server too.
+    write(init.path("n.conf"), "port: 4222\npid_file: /run/n.pid\nhttp: \"127.0.0.1:1\"\n");
+    let stdin = [&email[..], &["--superuser-password-stdin", "--nats-config", "n.conf"]].concat();
+    let mut command = init.command(&stdin);
+    let done = ended(command.env("PATH", "/nowhere"), &format!("{}\n", SUPERUSER.1)).success();
+    assert!(done.stdout.contains("cannot be run, so nobody looks"), "{}", done.stdout);
+    assert!(!done.stdout.contains(init.read("pb-nats.token").trim()));
+
+    // What is there is not changed.
+    let settings = init.read("pb-nats.toml");
+    refused(init.init(&["--user-collection", "others"]), 2, &["user_collection", "nats_users"]);
+    let json = init.init(&["--json"]).success();
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(json["done"], json!([]));
+    assert_eq!(init.read("pb-nats.toml"), settings);
+
+    // A token that has ended is replaced, and one that works is not.
+    let before = init.read("pb-nats.token");
+    let account = pb.ask("GET", "/api/collections/nats_sync/records", &Value::Null);
+    let password = json!({ "password": "another one", "passwordConfirm": "another one" });
+    pb.update("nats_sync", account["items"][0]["id"].as_str().unwrap(), &password);
+    init.init(&[]).success();
+    assert_ne!(init.read("pb-nats.token"), before);
+    init.run(&["user", "list"]).success();
+
+    pb.stop();
+    refused(init.init(&[]), 1, &["cannot be reached", "is PocketBase running"]);
+}
+
+/// A view of ours follows the collections; another's is not touched.
+#[test]
+fn the_view_is_brought_up_to_date_and_another_is_left_alone() {
+    let pb = Pb::with(Users::Password, Optional::Absent);
+    let init = Init::of(&pb);
+    init.init(&[]).success();
+    let mut users = pb.ask("GET", "/api/collections/nats_users", &Value::Null);
+    let fields = users["fields"].as_array_mut().unwrap();
+    fields.push(json!({ "name": "nkey", "type": "text" }));
+    pb.ask("PATCH", "/api/collections/nats_users", &json!({ "fields": users["fields"] }));
+    let role = pb.role("r", &["a"], &["a"]);
+    pb.user("ann", "x", &role);
+    let stale = init.run(&["plan"]).exits(1);
+    assert!(stale.stderr.contains("lacks the field `nkey`"), "{}", stale.stderr);
+    assert!(stale.stderr.contains("hint: `pb-nats init`"), "{}", stale.stderr);
+    init.init(&[]).success();
+    init.run(&["plan"]).success();
+
+    let pb = Pb::empty(None);
+    let view = json!({ "name": "nats_export", "type": "view", "viewQuery": "SELECT 'a' AS id" });
+    pb.ask("POST", "/api/collections", &view);
+    let refused = Init::of(&pb).init(&[]).exits(1);
+    assert!(refused.stderr.contains("was not made by pb-nats"), "{}", refused.stderr);
 }

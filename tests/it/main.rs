@@ -22,6 +22,7 @@ mod status;
 mod support;
 mod tidy;
 mod tls;
+mod users;
 
 /// The program under test.
 const PB_NATS: &str = env!("CARGO_BIN_EXE_pb-nats");
