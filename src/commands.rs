@@ -11,8 +11,8 @@ pub(crate) mod plan;
 pub(crate) mod run;
 pub(crate) mod shell;
 pub(crate) mod status;
-pub(crate) mod terminal;
 mod superuser;
+pub(crate) mod terminal;
 pub(crate) mod user;
 
 use std::{

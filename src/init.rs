@@ -4,13 +4,13 @@
 //! everything working. What is there already is neither changed nor made again, so a run that was
 //! interrupted is finished by the next one.
 
+mod files;
 mod migration;
 mod schema;
 
 use std::{
-    fmt::{self, Write as _},
-    net::TcpListener,
-    path::{Component, Path, PathBuf},
+    fmt,
+    path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -19,12 +19,8 @@ use serde_json::{Value, json};
 
 use crate::{
     Source as _,
-    apply::{
-        Adopt, ApplyError, AuthFile, Existing, MainConfig, Placement, add_to_main_config, judge,
-        place,
-    },
-    auth::{closed, conf::quote},
-    options::{Options, PocketBaseOptions, settings_file},
+    apply::{Adopt, ApplyError, AuthFile, Existing, add_to_main_config, place},
+    options::{Options, PocketBaseOptions},
     source::{PocketBase, SourceError, Superuser},
 };
 
@@ -34,9 +30,6 @@ pub use self::schema::{Change, SERVICE_COLLECTION, SERVICE_EMAIL};
 /// The service account's token lives so long, in seconds: ten years. It is ended by a change of the
 /// account's password.
 const TOKEN_LIFETIME: u64 = 10 * 365 * 24 * 60 * 60;
-/// The address of a monitor that is added to a main config.
-const MONITOR: &str = "127.0.0.1:8222";
-
 /// What `init` starts from.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
@@ -168,11 +161,13 @@ pub async fn plan(wanted: &Wanted, superuser: Superuser) -> Result<Plan, InitErr
     let mut steps: Vec<Step> = changes.into_iter().map(Step::PocketBase).collect();
 
     let addition = match &wanted.main_config {
-        Some(path) => addition(path, &mut options, wanted.settings.is_some(), &mut notes).await?,
+        Some(path) => {
+            files::addition(path, &mut options, wanted.settings.is_some(), &mut notes).await?
+        }
         None => None,
     };
     if let Some(path) = &wanted.settings {
-        let text = settings(&mut options, path, &there)?;
+        let text = files::settings(&mut options, path, &there)?;
         steps.push(Step::Settings { path: path.clone(), text });
     }
     let needs_token = options.pocketbase.data_dir.is_none();
@@ -193,7 +188,7 @@ pub async fn plan(wanted: &Wanted, superuser: Superuser) -> Result<Plan, InitErr
         let backups = options.auth_file.backup_dir.clone();
         steps.push(Step::MainConfig { path: path.clone(), lines, backups });
     }
-    let lines = by_hand.then(|| include_lines("auth.conf"));
+    let lines = by_hand.then(|| files::include_lines("auth.conf"));
     Ok(Plan { steps, notes, lines, options, superuser })
 }
 
@@ -352,171 +347,6 @@ async fn make(superuser: &Superuser, change: &Change) -> Result<(), SourceError>
         }
     }
     Ok(())
-}
-
-/// What the main config needs at its end. `None`: it includes the auth file already.
-///
-/// With new settings they are filled in by what the main config says.
-async fn addition(
-    path: &Path,
-    options: &mut Options,
-    new: bool,
-    notes: &mut Vec<String>,
-) -> Result<Option<String>, InitError> {
-    let path = &std::path::absolute(path).map_err(ApplyError::MainConfig)?;
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    if new {
-        options.auth_file.path = dir.join(&options.auth_file.path);
-        options.auth_file.backup_dir = dir.join(&options.auth_file.backup_dir);
-        options.nats.config_file = Some(path.to_owned());
-    }
-    let config = MainConfig::read(path, &options.auth_file.path).map_err(ApplyError::MainConfig)?;
-    let cannot = |why: String| InitError::MainConfig { path: path.to_owned(), why };
-    let placement = config.placement();
-    match &placement {
-        Placement::InForce | Placement::NotIncluded => (),
-        Placement::Overridden { .. } | Placement::Unknown(_) => {
-            return Err(cannot(placement.to_string()));
-        }
-    }
-    let included = placement == Placement::InForce;
-    let mut lines = String::from("\n# Added by `pb-nats init`.\n");
-    let mut pid_file = config.pid_file();
-    let mut monitor = config.monitor_url();
-    if !included {
-        if let Some((line, users)) = config.occupied() {
-            return Err(InitError::Occupied { path: path.to_owned(), line, users });
-        }
-        match judge(options, path).await {
-            Some(Err(said)) => {
-                return Err(cannot(format!("nats-server refuses it as it is: {said}")));
-            }
-            Some(Ok(())) => (),
-            None => notes.push(format!(
-                "`{}` cannot be run, so nobody looks whether nats-server accepts the main config \
-                 with the include",
-                options.nats.server_binary.display(),
-            )),
-        }
-        notes.push(
-            "once nats-server loads the main config with the include, only users of PocketBase are \
-             let in; until the first pass, nobody"
-                .into(),
-        );
-        // nats-server does not start if it cannot write its pid file, and below /etc it seldom can.
-        let theirs = config.has(&["pid_file", "pidfile"]);
-        let pid_path = dir.join("nats-server.pid");
-        if !theirs && new && pid_path.is_absolute() && !pid_path.starts_with("/etc") {
-            let _ = writeln!(lines, "pid_file: {}", quote(&pid_path.display().to_string()));
-            pid_file = Some(pid_path);
-        }
-        let theirs = config.has(&["http", "http_port", "monitor_port", "https", "https_port"]);
-        // Where somebody listens already, a second server would not start.
-        if !theirs && new && TcpListener::bind(MONITOR).is_ok() {
-            let _ = writeln!(lines, "http: {MONITOR:?}");
-            monitor = Some(format!("http://{MONITOR}"));
-        }
-    }
-    let nats = &mut options.nats;
-    if new {
-        nats.pid_file.extend(pid_file);
-        nats.monitor_url.extend(monitor);
-    }
-    if nats.pid_file.is_empty() && nats.reload_command.is_none() && nats.system_url.is_none() {
-        notes.push(
-            "nothing tells nats-server to reload: set `pid_file` in its main config, to a path that \
-             nats-server may write, and the same as `nats.pid_file`; or set `nats.reload_command`"
-                .into(),
-        );
-    }
-    if included {
-        return Ok(None);
-    }
-    let include = relative(&options.auth_file.path, dir);
-    Ok(Some(lines + &include_lines(&include)))
-}
-
-/// The end of every main config: closed, unless the included file says otherwise.
-fn include_lines(path: &str) -> String {
-    format!(
-        "# Should the included file ever be empty, this one lets nobody in.\n{}include {}\n",
-        closed(),
-        quote(path),
-    )
-}
-
-/// The path as seen from a folder: nats-server joins the two, whatever the path begins with.
-fn relative(path: &Path, folder: &Path) -> String {
-    let path = real(path);
-    let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
-    let shared = path.components().zip(folder.components()).take_while(|(a, b)| a == b).count();
-    let up = folder.components().skip(shared).map(|_| Component::ParentDir);
-    let down = path.components().skip(shared);
-    up.chain(down).collect::<PathBuf>().display().to_string()
-}
-
-fn real(path: &Path) -> PathBuf {
-    let folder = path.parent().and_then(|it| fs::canonicalize(it).ok());
-    match (folder, path.file_name()) {
-        (Some(folder), Some(name)) => folder.join(name),
-        _ => path.to_owned(),
-    }
-}
-
-/// The text of the settings file at `path`, and the settings that it amounts to.
-fn settings(options: &mut Options, path: &Path, there: &There) -> Result<String, InitError> {
-    let defaults = Options::default();
-    let folder = std::path::absolute(path).map_err(|source| ApplyError::Io {
-        path: path.to_owned(),
-        what: "found",
-        source,
-    })?;
-    let folder = folder.parent().unwrap_or(Path::new("/"));
-    let mut values: Vec<(&str, String)> = Vec::new();
-    let text = |text: &str| toml::Value::from(text).to_string();
-    let file = |path: &Path| {
-        // What is beside the settings moves with them.
-        text(&path.strip_prefix(folder).unwrap_or(path).display().to_string())
-    };
-    let Options { pocketbase, auth_file, nats, .. } = &mut *options;
-    values.push(("pocketbase.url", text(pocketbase.url.as_deref().unwrap_or_default())));
-    let token = pocketbase.token_file.get_or_insert_with(|| "pb-nats.token".into());
-    values.push(("pocketbase.token_file", file(token)));
-    let mut named = |name, value: &str, default: &str| {
-        if value != default {
-            values.push((name, text(value)));
-        }
-    };
-    let it = &defaults.pocketbase;
-    named("pocketbase.user_collection", &pocketbase.user_collection, &it.user_collection);
-    named("pocketbase.role_collection", &pocketbase.role_collection, &it.role_collection);
-    if !schema::is_told(there) {
-        // Nothing tells of changes, so they are looked for.
-        values.push(("pocketbase.resync_interval", text("10s")));
-    }
-    if schema::roles_may_be_lost(pocketbase, there) {
-        // So that a user gains nothing by the end of a role.
-        values.push(("permissions.default_publish", "[]".into()));
-        values.push(("permissions.default_subscribe", "[]".into()));
-    }
-    if let Some(path) = &nats.config_file {
-        values.push(("auth_file.path", file(&auth_file.path)));
-        values.push(("auth_file.backup_dir", file(&auth_file.backup_dir)));
-        values.push(("nats.config_file", file(path)));
-    }
-    if nats.server_binary != defaults.nats.server_binary {
-        values.push(("nats.server_binary", file(&nats.server_binary)));
-    }
-    if let [path] = &*nats.pid_file {
-        values.push(("nats.pid_file", file(path)));
-    }
-    if let [url] = &*nats.monitor_url {
-        values.push(("nats.monitor_url", text(url)));
-    }
-    let text = settings_file(&values);
-    *options = Options::from_toml(&text, folder)
-        .map_err(|error| InitError::MainConfig { path: path.to_owned(), why: error.to_string() })?;
-    Ok(text)
 }
 
 impl Step {

@@ -69,6 +69,12 @@ pub(crate) async fn init(cli: &Cli, arguments: &Init) -> anyhow::Result<ExitCode
         let hint = "give `--url`";
         pocketbase.url = Some(ask("PocketBase's address", URL, hint)?);
     }
+    if wanted.settings.is_some() && wanted.main_config.is_none() && is_asking(arguments) {
+        let question = "nats-server's main config (empty: print the lines that it needs)";
+        let answer = ask(question, "", "")?;
+        let path = Some(answer).filter(|it| !it.is_empty()).map(std::path::absolute);
+        wanted.main_config = path.transpose()?;
+    }
     let superuser = arguments.superuser.log_in(&wanted.options.pocketbase).await?;
     let plan = init::plan(&wanted, superuser).await?;
     if let Some(folder) = &arguments.migration {
@@ -96,6 +102,10 @@ pub(crate) async fn init(cli: &Cli, arguments: &Init) -> anyhow::Result<ExitCode
     carried_out.await.context("not everything could be done; run it again once that is mended")?;
     plan.prove().await?;
     tell(arguments, &plan, &done)
+}
+
+fn is_asking(arguments: &Init) -> bool {
+    arguments.migration.is_none() && !arguments.yes && interactive("", "").is_ok()
 }
 
 /// What the arguments and the settings that are there amount to.

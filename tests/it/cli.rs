@@ -10,8 +10,20 @@ use std::{
 use tempfile::TempDir;
 
 const COMMANDS: [&str; 14] = [
-    "run", "once", "plan", "render", "check", "explain", "backups", "status", "init", "user",
-    "role", "hash", "completions", "man",
+    "run",
+    "once",
+    "plan",
+    "render",
+    "check",
+    "explain",
+    "status",
+    "backups",
+    "init",
+    "user",
+    "role",
+    "hash",
+    "completions",
+    "man",
 ];
 const SETTINGS: &str = "[pocketbase]\nurl = \"http://127.0.0.1:9\"\ntoken = \"t0ps3cret\"\n";
 
