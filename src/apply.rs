@@ -2,6 +2,7 @@
 
 mod backups;
 mod main_config;
+mod setup;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,6 +26,7 @@ use tracing::warn;
 use backups::Backups;
 pub use backups::{Backup, Held};
 pub use main_config::{MainConfig, Placement};
+pub use setup::{Existing, add_to_main_config, judge, place};
 
 use crate::{
     auth::{Desired, Found, conf::ConfError, dated, parse, render, stamp},

@@ -5,12 +5,15 @@ pub(crate) mod check;
 pub(crate) mod diff;
 pub(crate) mod explain;
 pub(crate) mod hash;
+pub(crate) mod init;
 pub(crate) mod once;
 pub(crate) mod plan;
 pub(crate) mod run;
 pub(crate) mod shell;
 pub(crate) mod status;
+mod superuser;
 pub(crate) mod terminal;
+pub(crate) mod user;
 
 use std::{
     env,

@@ -40,7 +40,9 @@ mod tls;
 pub mod status;
 
 pub mod check;
+pub mod init;
 pub mod reconcile;
+pub mod users;
 
 pub mod admin;
 

@@ -9,14 +9,18 @@ use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use pb_nats::{
     admin::AdminError,
     apply::ApplyError,
+    init::InitError,
     options::OptionsError,
     reconcile::ReconcileError,
     server::{ServerError, TrialError},
     source::SourceError,
+    users::UserError,
 };
 use tracing_subscriber::EnvFilter;
 
-use crate::commands::{backups, check, explain, hash, once, plan, run, shell, status, terminal};
+use crate::commands::{
+    backups, check, explain, hash, init, once, plan, run, shell, status, terminal, user,
+};
 
 /// Wrong usage or settings, or a question that cannot be decided.
 const EXIT_USAGE: u8 = 2;
@@ -79,6 +83,15 @@ enum Command {
     /// List former auth files, or restore one
     #[command(after_help = "Example:\n  pb-nats backups list")]
     Backups(backups::Backups),
+    /// Make in PocketBase, beside nats-server and here what is missing, after showing it
+    #[command(after_help = init::EXAMPLES)]
+    Init(init::Init),
+    /// Make users, give them passwords, list them as NATS has them
+    #[command(subcommand, after_help = "Example:\n  pb-nats user add ann --role device --generate")]
+    User(user::User),
+    /// List the roles
+    #[command(subcommand, after_help = "Example:\n  pb-nats role list --json")]
+    Role(user::Role),
     /// Read a password on stdin and print its bcrypt hash
     #[command(after_help = "Example:\n  printf %s \"$PASSWORD\" | pb-nats hash")]
     Hash(hash::Hash),
@@ -118,6 +131,9 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Explain(arguments) => block_on(explain::explain(cli, arguments)),
         Command::Backups(arguments) => backups::backups(cli, arguments),
         Command::Status(arguments) => block_on(status::status(cli, arguments)),
+        Command::Init(arguments) => block_on(init::init(cli, arguments)),
+        Command::User(command) => block_on(user::user(cli, command)),
+        Command::Role(command) => block_on(user::role(cli, command)),
         Command::Hash(arguments) => hash::hash(arguments),
         Command::Completions(arguments) => shell::completions(arguments),
         Command::Man(arguments) => shell::man(arguments),
@@ -145,6 +161,8 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         None.or_else(|| it.downcast_ref::<OptionsError>()?.hint())
             .or_else(|| it.downcast_ref::<Usage>()?.hint.clone())
             .or_else(|| it.downcast_ref::<ReconcileError>()?.hint())
+            .or_else(|| it.downcast_ref::<InitError>()?.hint())
+            .or_else(|| it.downcast_ref::<UserError>()?.hint())
             .or_else(|| it.downcast_ref::<SourceError>()?.hint())
             .or_else(|| it.downcast_ref::<ApplyError>()?.hint().map(str::to_owned))
             .or_else(|| it.downcast_ref::<ServerError>()?.hint())
@@ -159,6 +177,7 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
             || it.is::<Usage>()
             || matches!(it.downcast_ref(), Some(SourceError::Settings(_)))
             || matches!(it.downcast_ref(), Some(AdminError::Nowhere))
+            || it.downcast_ref().is_some_and(UserError::is_of_usage)
             || matches!(it.downcast_ref(), Some(ServerError::Setting { .. }))
     };
     if error.chain().any(usage) {

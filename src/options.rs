@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 pub use self::{
     check::Note,
     load::{OptionsError, Place},
-    settings::reference,
+    settings::{reference, settings_file},
 };
 use crate::auth::{Event, EventType, MaxRemoved};
 

@@ -139,25 +139,30 @@ pub enum ReconcileError {
     Placement(Placement),
 }
 
+/// What the settings say about records.
+pub(crate) fn policy(options: &Options) -> Policy {
+    let Options { pocketbase, permissions, auth_file, nats, .. } = options;
+    Policy {
+        user_collection: pocketbase.user_collection.clone(),
+        role_collection: pocketbase.role_collection.clone(),
+        username_field: pocketbase.username_field.clone(),
+        password_field: pocketbase.password_field.clone(),
+        role_field: pocketbase.role_field.clone(),
+        default_publish: permissions.default_publish.clone(),
+        default_subscribe: permissions.default_subscribe.clone(),
+        reserved: nats.reserved_users.iter().cloned().collect(),
+        login_timeout: auth_file.login_timeout,
+    }
+}
+
 impl<S: Source> Reconciler<S> {
     /// A reconciler for these settings. Nothing is read, written or asked yet.
     pub fn new(source: S, options: &Options) -> Result<Reconciler<S>, ServerError> {
-        let Options { pocketbase, permissions, auth_file, nats, sync, .. } = options;
-        let policy = Policy {
-            user_collection: pocketbase.user_collection.clone(),
-            role_collection: pocketbase.role_collection.clone(),
-            username_field: pocketbase.username_field.clone(),
-            password_field: pocketbase.password_field.clone(),
-            role_field: pocketbase.role_field.clone(),
-            default_publish: permissions.default_publish.clone(),
-            default_subscribe: permissions.default_subscribe.clone(),
-            reserved: nats.reserved_users.iter().cloned().collect(),
-            login_timeout: auth_file.login_timeout,
-        };
+        let Options { pocketbase, auth_file, nats, sync, .. } = options;
         Ok(Reconciler {
             board: Board::new(options, source.link()),
             source,
-            policy,
+            policy: policy(options),
             file: AuthFile::new(options),
             servers: Servers::new(nats, &options.folder)?,
             limits: Limits { max_removed: sync.max_removed, min_removed: sync.min_removed },

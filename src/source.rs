@@ -8,6 +8,7 @@ mod record;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 pub mod sse;
+mod superuser;
 pub mod view;
 
 use std::{
@@ -27,6 +28,7 @@ pub use inspect::{Account, Collection, Inspection};
 pub use record::{Field, Schema};
 #[cfg(feature = "sqlite")]
 pub use sqlite::Sqlite;
+pub use superuser::{Login, Superuser};
 
 /// A place that knows the users and roles.
 ///
@@ -211,6 +213,15 @@ pub enum SourceError {
         /// What PocketBase says.
         answer: String,
     },
+    /// PocketBase has no superusers yet: it is older than 0.23.
+    #[error("PocketBase at `{url}` is older than 0.23")]
+    TooOld {
+        /// Its address.
+        url: String,
+    },
+    /// The token is good, but not a superuser's.
+    #[error("the token is not a superuser's")]
+    NotSuperuser,
     /// The password alone is not enough to log in.
     #[error("the account wants a second factor besides its password")]
     SecondFactor,
@@ -352,6 +363,9 @@ impl SourceError {
             SourceError::Status { status: 429, .. } => {
                 "PocketBase's rate limits are in its settings; superusers are exempt".into()
             }
+            SourceError::Status { status: 400, .. } => {
+                "PocketBase refuses what it was sent, and says why; mend that there".into()
+            }
             SourceError::Status { .. } | SourceError::NotPocketBase { .. } => {
                 "is `url` PocketBase's address, with the base path if it has one?".into()
             }
@@ -360,15 +374,27 @@ impl SourceError {
                  a lasting one is made with \"Impersonate\" on the account's page in PocketBase"
                     .into()
             }
+            SourceError::LoginRefused { collection, .. } if collection == "_superusers" => {
+                "check the email and the password; on PocketBase's machine `pocketbase superuser \
+                 upsert EMAIL PASSWORD` sets both"
+                    .into()
+            }
             SourceError::LoginRefused { .. } => {
                 "check `auth_collection`, `identity` and the password".into()
+            }
+            SourceError::TooOld { .. } => {
+                "update PocketBase to 0.23 or later; its own notes say how records move along"
+                    .into()
+            }
+            SourceError::NotSuperuser => {
+                "use one made with \"Impersonate\" on a superuser's page in PocketBase".into()
             }
             SourceError::SecondFactor => "use a token made with \"Impersonate\" instead".into(),
             SourceError::Forbidden { collection } => {
                 format!("let the list rule of `{collection}` admit the account, or use a superuser")
             }
             SourceError::NoCollection { .. } => {
-                "make it in PocketBase, or set `user_collection`, `role_collection` or \
+                "`pb-nats init` makes it; or set `user_collection`, `role_collection` or \
                  `auth_collection` to the name it has; is `url` PocketBase's address?"
                     .into()
             }
@@ -383,8 +409,8 @@ impl SourceError {
             }
             SourceError::WrongType { .. } => "change the type of the field in PocketBase".into(),
             SourceError::PasswordsHidden { .. } => {
-                "keep a bcrypt hash (`pb-nats hash`) in a text field and name it in \
-                 `password_field`; or set `data_dir` instead of `url`, on PocketBase's machine"
+                "`pb-nats init` makes the view that shows them to pb-nats; or set `data_dir` instead \
+                 of `url`, on PocketBase's machine"
                     .into()
             }
             SourceError::Torn { .. } => {
@@ -396,7 +422,7 @@ impl SourceError {
             SourceError::ViewUnknown { view }
             | SourceError::ViewOfOther { view, .. }
             | SourceError::ViewLacks { view, .. } => {
-                format!("make `{view}` anew, or delete it, and both collections are listed instead")
+                format!("`pb-nats init` brings `{view}` up to date")
             }
             SourceError::NoDatabase(_) | SourceError::NotPocketBaseData { .. } => {
                 "`data_dir` is the folder that PocketBase calls `pb_data`".into()

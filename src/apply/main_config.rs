@@ -204,6 +204,61 @@ impl MainConfig {
         blocks.map(|it| resolved(&it.value, entries))
     }
 
+    /// An `authorization` block that an include of the auth file would replace, silently: the line it
+    /// begins on, and who may log in by it. Not one that lets nobody in anyway.
+    pub fn occupied(&self) -> Option<(usize, Vec<String>)> {
+        let entries = self.entries.as_ref().ok()?;
+        let block = entries.iter().find(|it| {
+            it.key.eq_ignore_ascii_case("authorization")
+                && !is_closed(resolved(&it.value, entries), entries)
+        })?;
+        let value = resolved(&block.value, entries);
+        let listed = ["users", "nkeys"].into_iter().filter_map(|key| value.at(key));
+        let listed = listed.flat_map(|it| resolved(it, entries).items());
+        let logins = listed.chain([value]).filter_map(|user| {
+            ["user", "username", "nkey"].into_iter().find_map(|key| user.at(key))
+        });
+        let mut names: Vec<String> = logins.filter_map(|it| word(it, entries)).collect();
+        names.extend(value.at("token").map(|_| "whoever has the token".into()));
+        Some((block.line, names))
+    }
+
+    /// The pid file that the server writes, if the config says so with an absolute path: a relative
+    /// one begins wherever the server was started.
+    pub fn pid_file(&self) -> Option<PathBuf> {
+        self.first_of(&["pid_file", "pidfile"]).map(PathBuf::from).filter(|it| it.is_absolute())
+    }
+
+    /// The address of the server's monitor, as seen from its machine.
+    pub fn monitor_url(&self) -> Option<String> {
+        let http = self.first_of(&["http", "http_port", "monitor_port"])?;
+        let (host, port) = http.rsplit_once(':').unwrap_or(("", &http));
+        // Without a host of its own it listens where clients connect.
+        let listen = self.first_of(&["host", "net"]).or_else(|| {
+            let listen = self.first_of(&["listen"])?;
+            listen.rsplit_once(':').map(|(host, _)| host.to_owned())
+        });
+        let host = if host.is_empty() { listen.unwrap_or_default() } else { host.to_owned() };
+        let host = match host.as_str() {
+            "" | "0.0.0.0" | "::" | "[::]" => "127.0.0.1",
+            host => host,
+        };
+        // Port -1 is any that is free.
+        port.parse::<u16>().ok().filter(|it| *it > 0).map(|port| format!("http://{host}:{port}"))
+    }
+
+    /// Whether any of these keys is set.
+    pub fn has(&self, keys: &[&str]) -> bool {
+        keys.iter().any(|key| {
+            self.entries.as_ref().is_ok_and(|entries| conf::last(entries, key).is_some())
+        })
+    }
+
+    fn first_of(&self, keys: &[&str]) -> Option<String> {
+        let entries = self.entries.as_ref().ok()?;
+        keys.iter().find_map(|key| conf::last(entries, key).and_then(|it| word(it, entries)))
+    }
+
     /// When the config, or anything that it includes but for the auth file, was last changed.
     pub fn changed(&self) -> SystemTime {
         self.files.iter().map(|it| it.changed).max().expect("there is the main config itself")
@@ -314,6 +369,20 @@ fn real(path: &Path) -> PathBuf {
 fn resolved<'a>(node: &'a Node, entries: &'a [Entry]) -> &'a Node {
     let Node::Variable(name) = node else { return node };
     entries.iter().rfind(|it| it.key == *name).map_or(node, |it| &it.value)
+}
+
+/// Whether an `authorization` block has nothing but users who may do nothing.
+fn is_closed(block: &Node, entries: &[Entry]) -> bool {
+    let denied = |user: &Node| {
+        ["publish", "subscribe"].into_iter().all(|direction| {
+            let rules = user.at("permissions").and_then(|it| it.at(direction));
+            rules.and_then(|it| it.at("deny")).and_then(Node::text) == Some(">")
+        })
+    };
+    block.entries().iter().all(|it| {
+        it.key.eq_ignore_ascii_case("users")
+            && resolved(&it.value, entries).items().iter().all(denied)
+    })
 }
 
 /// The text of a value.

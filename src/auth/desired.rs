@@ -52,6 +52,16 @@ pub enum Credential {
     Nkey,
 }
 
+impl Credential {
+    /// The bcrypt cost, of a password: one more doubles the time that a log-in takes.
+    pub fn cost(&self) -> Option<u8> {
+        match self {
+            Credential::Password(hash) => bcrypt_cost(&hash.0),
+            Credential::Nkey => None,
+        }
+    }
+}
+
 /// What a user may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Grant {
@@ -347,11 +357,27 @@ fn credential(record: &UserRecord) -> Result<Credential, Problem> {
     if record.password.0.is_empty() {
         return Err(Problem::NoCredential);
     }
-    let cost = bcrypt_cost(&record.password.0).ok_or(Problem::NotBcrypt)?;
+    let hash = password_hash(record);
+    let cost = bcrypt_cost(hash).ok_or(Problem::NotBcrypt)?;
     if cost > MAX_BCRYPT_COST {
         return Err(Problem::CostTooHigh);
     }
-    Ok(Credential::Password(record.password.clone()))
+    Ok(Credential::Password(PasswordHash(hash.to_owned())))
+}
+
+/// The hash to log in by. A field of the type `password` is hashed at a cost that suits passwords
+/// which people choose; beside it a generated one may have a cheaper hash, which ends with the
+/// password that it was made for, so that changing the one is enough.
+fn password_hash(record: &UserRecord) -> &str {
+    let password = record.password.0.as_str();
+    match record.generated_hash.0.split_once(' ') {
+        Some((cheap, of))
+            if of == password && bcrypt_cost(of).is_some() && bcrypt_cost(cheap).is_some() =>
+        {
+            cheap
+        }
+        _ => password,
+    }
 }
 
 /// The cost of a well-formed bcrypt hash, `None` if the text is anything else.

@@ -85,6 +85,16 @@ pub fn render(desired: &Desired) -> String {
     text
 }
 
+/// An `authorization` block that lets nobody in, for a main config: it holds as long as the included
+/// file is empty.
+pub fn closed() -> String {
+    format!(
+        "authorization {{\n  users = [ {{user: {LOCKED_USER}, password: {}, permissions: {{publish: \
+         {{deny: \">\"}}, subscribe: {{deny: \">\"}}}}}} ]\n}}\n",
+        quote(LOCKED_HASH),
+    )
+}
+
 /// Adds to what [`render`] wrote when it was written, and what a server shows once it runs it.
 pub fn dated(text: &str, generated_at: &str, stamp: Option<&str>) -> String {
     let head = text.match_indices('\n').nth(1).expect("two lines of comment").0 + 1;

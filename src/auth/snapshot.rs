@@ -22,6 +22,9 @@ pub struct UserRecord {
     pub username: String,
     /// What the password field holds: a bcrypt hash, one hopes. Empty: none.
     pub password: PasswordHash,
+    /// A cheaper hash of the same password, a space, and what the password field held when it was
+    /// made. It counts as long as that is what the field holds. Empty: none.
+    pub generated_hash: PasswordHash,
     /// A public user nkey, used instead of a password. Empty: none.
     pub nkey: String,
     /// Ids of the roles referred to. Empty: no role.

@@ -121,6 +121,11 @@ impl Options {
         build(given, file.parent().unwrap_or(&file), &source)
     }
 
+    /// Where a settings file is looked for, if none is named.
+    pub fn files() -> [&'static Path; 2] {
+        FILES.map(Path::new)
+    }
+
     /// Reads settings in the form of `pb-nats.toml`. Relative paths start at `folder`.
     ///
     /// The result has been [checked](Self::check).

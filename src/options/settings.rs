@@ -77,6 +77,32 @@ pub fn reference() -> String {
     page
 }
 
+/// The template with these values in TOML, by names such as `nats.pid_file`. All other settings are
+/// remarks, so that they follow the defaults.
+pub fn settings_file(values: &[(&str, String)]) -> String {
+    let mut text = String::from(
+        "# Settings of pb-nats. What begins with `#` is not set: it shows the default, or an example\n\
+         # where there is none. The environment wins over this file: PB_NATS_, the section, the key, as\n\
+         # in PB_NATS_POCKETBASE_TOKEN. Relative paths start at this file's folder.\n",
+    );
+    let (_, template) = TEMPLATE.split_once("\n\n").expect("the template begins with a remark");
+    let mut section = "";
+    for line in template.lines() {
+        if let Some(name) = line.strip_prefix('[').and_then(|it| it.strip_suffix(']')) {
+            section = name;
+        }
+        let setting = line.split_once(" = ").filter(|_| !line.starts_with("# "));
+        let key = setting.map(|(key, _)| format!("{section}.{}", key.trim_start_matches('#')));
+        let line = match key.map(|key| values.iter().find(|(name, _)| *name == key)) {
+            Some(Some((name, value))) => format!("{} = {value}", &name[section.len() + 1..]),
+            Some(None) => format!("#{}", line.trim_start_matches('#')),
+            None => line.to_owned(),
+        };
+        let _ = write!(text, "\n{line}");
+    }
+    text + "\n"
+}
+
 /// Reads the template: `# prose`, `[section]`, `key = default`, `#key = example`.
 fn sections() -> Vec<Section> {
     let mut sections: Vec<Section> = Vec::new();
@@ -136,6 +162,18 @@ mod tests {
             assert_eq!(keys, known(&format!("{name}.unknown = 1")));
             assert_eq!(keys.len(), settings.len(), "a key twice in [{name}]");
         }
+    }
+
+    #[test]
+    fn a_settings_file_sets_what_it_is_given_and_nothing_else() {
+        let values = [("nats.pid_file", "\"n.pid\"".into()), ("pocketbase.url", "\"u\"".into())];
+        let text = settings_file(&values);
+        let found: Options = toml::from_str(&text).unwrap();
+        let mut wanted = Options::default();
+        wanted.nats.pid_file = vec!["n.pid".into()];
+        wanted.pocketbase.url = Some("u".into());
+        assert_eq!(format!("{found:#?}"), format!("{wanted:#?}"));
+        assert_eq!(text.lines().count(), TEMPLATE.lines().count());
     }
 
     #[test]

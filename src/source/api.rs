@@ -1,6 +1,6 @@
 //! PocketBase's web API, one request at a time: whom it goes to, and what the answer means.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{fmt::Write as _, net::SocketAddr, path::Path, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use reqwest::{
@@ -8,9 +8,13 @@ use reqwest::{
     header::{AUTHORIZATION, HeaderValue, LOCATION},
 };
 use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
 use super::SourceError;
-use crate::{options::PocketBaseOptions, tls};
+use crate::{
+    options::{PocketBaseOptions, Secret},
+    tls,
+};
 
 /// The address, and how to talk to it.
 #[derive(Clone, Debug)]
@@ -105,6 +109,36 @@ impl Api {
         Ok(answer)
     }
 
+    /// Exchanges a password for a token, which takes PocketBase 70 ms and may mail an alert.
+    pub(super) async fn log_in(
+        &self,
+        collection: &str,
+        identity: &str,
+        password: &Secret,
+    ) -> Result<HeaderValue, SourceError> {
+        let url = self.url(&["collections", collection, "auth-with-password"]);
+        let body = json!({ "identity": identity, "password": password.reveal() });
+        let mut answer = self.ask(self.client.post(url).json(&body), None).await?;
+        answer.hide(password.reveal());
+        match (answer.status, answer.message()) {
+            (StatusCode::OK, _) => answer.token(),
+            (StatusCode::UNAUTHORIZED, _) if answer.json::<SecondFactor>().is_ok() => {
+                Err(SourceError::SecondFactor)
+            }
+            (StatusCode::NOT_FOUND, Some(_)) => {
+                Err(SourceError::NoCollection { collection: collection.to_owned() })
+            }
+            (
+                StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN,
+                Some(message),
+            ) => {
+                let (collection, answer) = (collection.to_owned(), excerpt(&message));
+                Err(SourceError::LoginRefused { collection, answer })
+            }
+            _ => Err(answer.failure()),
+        }
+    }
+
     /// Asks whether the token is good. A new one comes back, if it is of the kind that is renewed.
     pub(super) async fn refresh(
         &self,
@@ -176,6 +210,13 @@ fn origin(url: &Url) -> String {
     format!("{}{}", url.origin().ascii_serialization(), url.path().trim_end_matches('/'))
 }
 
+/// What PocketBase answers to a right password if that is not enough.
+#[derive(Deserialize)]
+struct SecondFactor {
+    #[serde(rename = "mfaId")]
+    _id: String,
+}
+
 /// What a token says about itself.
 #[derive(Deserialize)]
 pub(super) struct Claims {
@@ -244,13 +285,31 @@ impl Answer {
     }
 
     pub(super) fn failure(&self) -> SourceError {
-        let answer =
-            self.message().unwrap_or_else(|| String::from_utf8_lossy(&self.body).into_owned());
+        let mut answer = self
+            .message()
+            .map_or_else(|| String::from_utf8_lossy(&self.body).into_owned(), |it| excerpt(&it));
+        for (field, complaint) in self.complaints() {
+            let _ = write!(answer, "; {field}: {complaint}");
+        }
         SourceError::Status {
             request: self.request.clone(),
             status: self.status.as_u16(),
             answer: excerpt(&answer),
         }
+    }
+
+    /// What PocketBase has against single fields of what it was sent.
+    fn complaints(&self) -> Vec<(String, String)> {
+        #[derive(Deserialize)]
+        struct Failure {
+            data: Map<String, Value>,
+        }
+        let fields = self.json::<Failure>().map(|it| it.data).unwrap_or_default();
+        let complaints = fields.into_iter().map(|(field, it)| {
+            let said = it["message"].as_str().map_or_else(|| it.to_string(), excerpt);
+            (field, said)
+        });
+        complaints.collect()
     }
 
     pub(super) fn not_pocketbase(&self) -> SourceError {

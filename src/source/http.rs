@@ -12,12 +12,12 @@ use std::{
 
 use reqwest::{RequestBuilder, StatusCode, header::HeaderValue};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use tokio::sync::watch;
 
 use super::{
     Kind, Link, Source, SourceError,
-    api::{Answer, Api, excerpt, header},
+    api::{Answer, Api, header},
     realtime::Live,
     record::{Names, Schema, is_of_auth_collection},
     view::Row,
@@ -349,27 +349,7 @@ impl Http {
                 &read
             }
         };
-        let url = self.api.url(&["collections", collection, "auth-with-password"]);
-        let body = json!({ "identity": identity, "password": password.reveal() });
-        let mut answer = self.api.ask(self.api.client.post(url).json(&body), None).await?;
-        answer.hide(password.reveal());
-        let token = match (answer.status, answer.message()) {
-            (StatusCode::OK, _) => answer.token()?,
-            (StatusCode::UNAUTHORIZED, _) if answer.json::<SecondFactor>().is_ok() => {
-                return Err(SourceError::SecondFactor);
-            }
-            (StatusCode::NOT_FOUND, Some(_)) => {
-                return Err(SourceError::NoCollection { collection: collection.clone() });
-            }
-            (
-                StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN,
-                Some(message),
-            ) => {
-                let (collection, answer) = (collection.clone(), excerpt(&message));
-                return Err(SourceError::LoginRefused { collection, answer });
-            }
-            _ => return Err(answer.failure()),
-        };
+        let token = self.api.log_in(collection, identity, password).await?;
         self.renewed = Instant::now();
         self.take(token);
         Ok(())
@@ -442,11 +422,4 @@ struct Page {
     items: Vec<Map<String, Value>>,
     #[serde(rename = "perPage")]
     per_page: usize,
-}
-
-/// What PocketBase answers to a right password if that is not enough.
-#[derive(Deserialize)]
-struct SecondFactor {
-    #[serde(rename = "mfaId")]
-    _id: String,
 }

@@ -121,7 +121,7 @@ impl Names {
         let mut names =
             vec!["id", &self.username, "email", &self.password, &self.role, &self.active, "nkey"];
         names.extend(PERMISSIONS);
-        names.push("allowed_connection_types");
+        names.extend(["allowed_connection_types", "generated_hash"]);
         names
     }
 
@@ -208,6 +208,7 @@ impl Names {
             password: PasswordHash(text(
                 field(&self.password).ok_or_else(|| missing(&self.password))?,
             )),
+            generated_hash: PasswordHash(text(field("generated_hash").unwrap_or_default())),
             nkey: text(field("nkey").unwrap_or_default()),
             roles: references(field(&self.role).ok_or_else(|| missing(&self.role))?),
             active,

@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 14] = [
     "run",
     "once",
     "plan",
@@ -18,6 +18,9 @@ const COMMANDS: [&str; 11] = [
     "explain",
     "status",
     "backups",
+    "init",
+    "user",
+    "role",
     "hash",
     "completions",
     "man",

@@ -408,6 +408,7 @@ impl Dice {
             password = PasswordHash(self.pick(&["", PASSWORD, "$2a$04$"]).to_owned());
         }
         UserRecord {
+            generated_hash: PasswordHash::default(),
             nkey: if self.percent(10) { pair(&id).public_key() } else { String::new() },
             id,
             username,

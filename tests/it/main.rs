@@ -11,6 +11,7 @@ mod differential;
 mod dist;
 mod explain;
 mod harness;
+mod init;
 mod manners;
 mod middlebox;
 mod permissions;
@@ -21,6 +22,7 @@ mod status;
 mod support;
 mod tidy;
 mod tls;
+mod users;
 
 /// The program under test.
 const PB_NATS: &str = env!("CARGO_BIN_EXE_pb-nats");

@@ -1,0 +1,98 @@
+//! What `pb-nats init` writes beside the auth file, each time with consent: files that are not there
+//! yet, and an include in the operator's main config.
+
+use std::{
+    io::{self, Write as _},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use fs_err as fs;
+
+use super::{ApplyError, AuthFile, MainConfig, Placement, folder, reasons};
+use crate::{auth::Desired, options::Options};
+
+/// Whether a file that is there already is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// It stays, and that is an error.
+    Stays,
+    /// It is replaced.
+    Replaced,
+}
+
+/// Writes a whole file in one step, with this mode; its folder is made if need be.
+pub fn place(path: &Path, text: &str, mode: u32, existing: Existing) -> Result<(), ApplyError> {
+    let place = || {
+        let folder = folder(path);
+        fs::create_dir_all(folder)?;
+        // Nobody else may read it before it has its mode.
+        let mut staged = tempfile::Builder::new().prefix(".pb-nats-").tempfile_in(folder)?;
+        staged.write_all(text.as_bytes())?;
+        staged.as_file().set_permissions(std::fs::Permissions::from_mode(mode))?;
+        staged.as_file().sync_all()?;
+        match existing {
+            Existing::Stays => staged.persist_noclobber(path).map_err(|it| it.error)?,
+            Existing::Replaced => staged.persist(path).map_err(|it| it.error)?,
+        };
+        fs::File::open(folder)?.sync_all()
+    };
+    place().map_err(|source: io::Error| ApplyError::Io {
+        path: path.to_owned(),
+        what: "written",
+        source,
+    })
+}
+
+impl AuthFile {
+    /// Makes the file, where there is none, hold the one user whom nobody can be, so that
+    /// nats-server starts with it and lets nobody in.
+    pub async fn lock_out(&mut self) -> Result<(), ApplyError> {
+        let _lock = self.lock_for_a_pass().await?;
+        let current = self.read(super::Adopt::No)?;
+        if current.desired.is_none() {
+            self.replace(&Desired::default(), &current.text, false).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What nats-server's program says of a config: `None` without such a program.
+pub async fn judge(options: &Options, config: &Path) -> Option<Result<(), String>> {
+    let judge = AuthFile::new(options).judge().await?;
+    Some(judge.ask(config).await.map(drop))
+}
+
+/// Adds these lines to the end of the main config, and returns where the former one is kept.
+///
+/// They are looked at beside the main config first, where includes lead to the same files: it is
+/// replaced only if nats-server, where there is one, accepts it, and takes its users from the auth
+/// file by it.
+pub async fn add_to_main_config(
+    options: &Options,
+    config: &Path,
+    lines: &str,
+) -> Result<PathBuf, ApplyError> {
+    // Written as carefully as the auth file, and backed up into the same folder.
+    let mut main = AuthFile { path: config.to_owned(), ..AuthFile::new(options) };
+    let former = fs::read_to_string(config).map_err(ApplyError::MainConfig)?;
+    let newline = if former.is_empty() || former.ends_with('\n') { "" } else { "\n" };
+    let text = format!("{former}{newline}{lines}");
+
+    let dir = folder(config);
+    let staged = tempfile::Builder::new().prefix(".pb-nats-").suffix(".conf").tempfile_in(dir);
+    let mut staged = staged.map_err(|err| main.io("staged", err))?;
+    staged.write_all(text.as_bytes()).map_err(|err| main.io("staged", err))?;
+    let read = MainConfig::read(staged.path(), &options.auth_file.path);
+    let placement = read.map_err(ApplyError::MainConfig)?.placement();
+    if placement != Placement::InForce {
+        return Err(ApplyError::Rejected(placement.to_string()));
+    }
+    if let Some(judge) = main.judge().await {
+        let said = judge.ask(staged.path()).await;
+        said.map_err(|said| ApplyError::Rejected(reasons(&said, dir)))?;
+    }
+    main.back_up().map_err(|err| main.io("backed up", err))?;
+    main.write(&text)?;
+    Ok(options.auth_file.backup_dir.clone())
+}

@@ -1,0 +1,495 @@
+//! Users and roles in PocketBase, one at a time: made, given another password, listed.
+//!
+//! Where the password field is of the type `password`, PocketBase hashes it at a cost that suits
+//! passwords which people choose. A generated one needs no such cost, and each reload of nats-server
+//! would pay for it; so beside it goes a cheap hash of the same password, in the field
+//! `generated_hash`, which counts only as long as that password is the one that is set.
+
+use std::collections::{BTreeSet, HashMap};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::{
+    Options, Source as _,
+    apply::{ApplyError, AuthFile},
+    auth::{
+        Credential, Desired, Effect, Finding, PasswordHash, Permissions, RoleRecord, Snapshot,
+        UserRecord,
+    },
+    options::Secret,
+    reconcile::policy,
+    source::{PocketBase, SourceError, Superuser},
+};
+
+/// bcrypt's lowest cost: enough for what cannot be guessed.
+const CHEAP: u32 = 4;
+/// The cost for passwords that people choose; PocketBase's own.
+const USUAL: u32 = 10;
+
+/// A password to store.
+#[derive(Clone, Debug)]
+pub enum Password {
+    /// Somebody chose it.
+    Chosen(Secret),
+    /// [`secret`] made it, so that nobody can guess it.
+    Generated(Secret),
+}
+
+/// How a password is stored now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The bcrypt cost at which nats-server will check it.
+    pub cost: u32,
+}
+
+/// A user, as NATS has them or not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Listed {
+    /// The name in NATS.
+    pub name: String,
+    /// The record's id.
+    pub id: String,
+    /// Whether the user is in NATS.
+    pub state: State,
+    /// Why not, if that is not by choice, and how to mend it.
+    pub why: Vec<String>,
+    /// The names of their roles; of one that is not there, the id.
+    pub roles: Vec<String>,
+    /// How they log in.
+    pub credential: Kind,
+    /// The bcrypt cost of their password.
+    pub cost: Option<u8>,
+}
+
+/// Whether a user is in NATS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// They may log in, once the auth file is in force.
+    Active,
+    /// Their record is not active.
+    Inactive,
+    /// Something is wrong with their record.
+    LeftOut,
+}
+
+/// How a user logs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// By password.
+    Password,
+    /// By nkey.
+    Nkey,
+    /// Not at all.
+    None,
+}
+
+/// A role.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ListedRole {
+    /// Its name.
+    pub name: String,
+    /// The record's id.
+    pub id: String,
+    /// How many users have it, active or not.
+    pub users: usize,
+    /// What it allows and denies, as the record says.
+    pub publish: Value,
+    /// See above.
+    pub subscribe: Value,
+    /// See above.
+    pub publish_deny: Value,
+    /// See above.
+    pub subscribe_deny: Value,
+}
+
+/// A user could not be made or changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UserError {
+    /// PocketBase could not be read or changed.
+    #[error("PocketBase could not be asked")]
+    PocketBase(#[from] SourceError),
+    /// The main config, with the names that are taken, could not be read.
+    #[error("the names that nats-server has itself are not known")]
+    MainConfig(#[from] ApplyError),
+    /// There is no such user, or there is more than one.
+    #[error("{found} have the name {name:?}", found = if *.count == 0 { "no users" } else { "several users" })]
+    NotOne {
+        /// The name.
+        name: String,
+        /// How many there are.
+        count: usize,
+    },
+    /// There is such a user already.
+    #[error("there is a user {name:?} already (record `{id}`)")]
+    Exists {
+        /// The name.
+        name: String,
+        /// The record's id.
+        id: String,
+    },
+    /// There is no such role, or there is more than one.
+    #[error("{found} called {name:?}", found = if *.count == 0 { "there is no role" } else { "there are several roles" })]
+    NoRole {
+        /// The name.
+        name: String,
+        /// How many there are.
+        count: usize,
+        /// Those that are there.
+        known: Vec<String>,
+    },
+    /// The collection wants a role for each user.
+    #[error("a user needs a role")]
+    RoleNeeded {
+        /// Those that are there.
+        known: Vec<String>,
+    },
+    /// Several roles are given, and the collection holds one.
+    #[error("`{field}` holds one role only")]
+    OneRole {
+        /// The field.
+        field: String,
+    },
+    /// With this record the user would be left out of NATS, so it was not made.
+    #[error("such a user would not be in NATS: {0}")]
+    LeftOut(Box<Finding>),
+    /// The password cannot be hashed.
+    #[error("the password cannot be hashed")]
+    Hash(#[from] bcrypt::BcryptError),
+}
+
+impl UserError {
+    /// Whether it was asked for something that there is not, or that NATS would not have.
+    pub fn is_of_usage(&self) -> bool {
+        match self {
+            UserError::PocketBase(_) | UserError::MainConfig(_) | UserError::Hash(_) => false,
+            UserError::NotOne { .. }
+            | UserError::Exists { .. }
+            | UserError::NoRole { .. }
+            | UserError::RoleNeeded { .. }
+            | UserError::OneRole { .. }
+            | UserError::LeftOut(_) => true,
+        }
+    }
+
+    /// What one can do about it.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            UserError::PocketBase(error) => return error.hint(),
+            UserError::MainConfig(error) => return error.hint().map(str::to_owned),
+            UserError::NotOne { count: 0, .. } => {
+                "`pb-nats user list` shows them all; names are case-sensitive".into()
+            }
+            UserError::NotOne { .. } => "rename all but one of them in PocketBase".into(),
+            UserError::Exists { .. } => "`pb-nats user passwd` gives them another password".into(),
+            UserError::NoRole { count: 0, name, known } => {
+                let near = known
+                    .iter()
+                    .max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
+                match near.filter(|it| strsim::jaro(it, name) > 0.7) {
+                    Some(near) => format!("did you mean `{near}`? {}", there_are(known)),
+                    None => there_are(known),
+                }
+            }
+            UserError::NoRole { .. } => {
+                "give the id of the one that is meant (`pb-nats role list --json`)".into()
+            }
+            UserError::RoleNeeded { known } => format!("add `--role`; {}", there_are(known)),
+            UserError::OneRole { field } => {
+                format!("give one, or let `{field}` hold several in PocketBase")
+            }
+            UserError::LeftOut(finding) => finding.problem.mend().into(),
+            UserError::Hash(_) => return None,
+        })
+    }
+}
+
+fn there_are(known: &[String]) -> String {
+    if known.is_empty() {
+        "there are no roles yet; make one in PocketBase".into()
+    } else {
+        format!("there are: {}", known.join(", "))
+    }
+}
+
+/// A new secret of 130 bits, in letters and digits that are not taken for each other.
+pub fn secret() -> Secret {
+    const LETTERS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
+    let mut bytes = [0_u8; 26];
+    getrandom::fill(&mut bytes).expect("the system has random numbers");
+    Secret::new(
+        bytes.map(|it| char::from(LETTERS[usize::from(it % 32)])).iter().collect::<String>(),
+    )
+}
+
+/// Makes an active user with these roles, given by name or id.
+pub async fn add(
+    options: &Options,
+    superuser: &Superuser,
+    name: &str,
+    roles: &[String],
+    password: &Password,
+) -> Result<Stored, UserError> {
+    let mut users = Users::read(options, superuser).await?;
+    if let Some(user) = users.snapshot.users.iter().find(|it| it.username == name) {
+        return Err(UserError::Exists { name: name.into(), id: user.id.clone() });
+    }
+    let roles = users.roles(roles)?;
+    users.would_be_in_nats(name, &roles)?;
+
+    let pocketbase = &options.pocketbase;
+    let username = pocketbase.username_field.as_str();
+    let username = if users.field(username).is_some() { username } else { "email" };
+    let mut record = users.password(password)?;
+    record[username] = name.into();
+    record[&pocketbase.active_field] = true.into();
+    if !roles.is_empty() {
+        record[&pocketbase.role_field] = users.reference(roles)?;
+    }
+    let path = ["collections", &pocketbase.user_collection, "records"];
+    let made = superuser.create(&path, &record).await?;
+    users.cheaper(made["id"].as_str().unwrap_or_default(), password).await
+}
+
+/// Gives a user another password. The former one ends with it.
+pub async fn set_password(
+    options: &Options,
+    superuser: &Superuser,
+    name: &str,
+    password: &Password,
+) -> Result<Stored, UserError> {
+    let users = Users::read(options, superuser).await?;
+    let named = users.snapshot.users.iter().filter(|it| it.username == name);
+    let named: Vec<&UserRecord> = named.collect();
+    let [user] = named[..] else {
+        return Err(UserError::NotOne { name: name.into(), count: named.len() });
+    };
+    let id = user.id.clone();
+    let path = ["collections", &options.pocketbase.user_collection, "records", &id];
+    superuser.update(&path, &users.password(password)?).await?;
+    users.cheaper(&id, password).await
+}
+
+/// All users, by name, as NATS has them or not.
+pub async fn list(options: &Options) -> Result<Vec<Listed>, UserError> {
+    let snapshot = snapshot(options).await?;
+    let (desired, findings) = desired(options, &snapshot)?;
+    let mut left_out: HashMap<&str, Vec<String>> = HashMap::new();
+    for it in findings.iter().filter(|it| {
+        it.effect == Effect::LeftOut && it.collection == options.pocketbase.user_collection
+    }) {
+        let why = format!("{}: {}; {}", it.field, it.problem, it.problem.mend());
+        left_out.entry(&it.id).or_default().push(why);
+    }
+    let roles: HashMap<&str, &str> = snapshot.roles.iter().map(|it| (&*it.id, &*it.name)).collect();
+    let mut listed: Vec<Listed> = snapshot
+        .users
+        .iter()
+        .map(|user| {
+            let why = left_out.remove(user.id.as_str()).unwrap_or_default();
+            let state = match (user.active, why.is_empty()) {
+                (false, _) => State::Inactive,
+                (true, false) => State::LeftOut,
+                (true, true) => State::Active,
+            };
+            let login = if user.nkey.is_empty() { &user.username } else { &user.nkey };
+            let credential = desired.users.get(login).filter(|_| state == State::Active);
+            let credential = credential.map(|it| &it.credential);
+            let kind = match credential {
+                Some(Credential::Nkey) => Kind::Nkey,
+                Some(Credential::Password(_)) => Kind::Password,
+                None if !user.nkey.is_empty() => Kind::Nkey,
+                None if !user.password.0.is_empty() => Kind::Password,
+                None => Kind::None,
+            };
+            let named = |id: &String| roles.get(&**id).map_or(id.as_str(), |it| it).to_owned();
+            Listed {
+                name: user.username.clone(),
+                id: user.id.clone(),
+                state,
+                why,
+                roles: user.roles.iter().map(named).collect(),
+                credential: kind,
+                cost: credential.and_then(Credential::cost),
+            }
+        })
+        .collect();
+    listed.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+    Ok(listed)
+}
+
+/// All roles, by name.
+pub async fn list_roles(options: &Options) -> Result<Vec<ListedRole>, UserError> {
+    let snapshot = snapshot(options).await?;
+    let mut users: HashMap<&str, usize> = HashMap::new();
+    for user in &snapshot.users {
+        for role in user.roles.iter().collect::<BTreeSet<_>>() {
+            *users.entry(role).or_default() += 1;
+        }
+    }
+    let listed = |role: &RoleRecord| {
+        let Permissions { publish, subscribe, publish_deny, subscribe_deny } =
+            role.permissions.clone();
+        ListedRole {
+            name: role.name.clone(),
+            id: role.id.clone(),
+            users: users.get(&*role.id).copied().unwrap_or_default(),
+            publish,
+            subscribe,
+            publish_deny,
+            subscribe_deny,
+        }
+    };
+    let mut roles: Vec<ListedRole> = snapshot.roles.iter().map(listed).collect();
+    roles.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+    Ok(roles)
+}
+
+/// Read as a pass reads, since even superusers are not shown what PocketBase has hashed.
+async fn snapshot(options: &Options) -> Result<Snapshot, SourceError> {
+    PocketBase::open(&options.pocketbase)?.snapshot().await
+}
+
+fn desired(options: &Options, snapshot: &Snapshot) -> Result<(Desired, Vec<Finding>), ApplyError> {
+    let mut policy = policy(options);
+    let main_config = AuthFile::new(options).main_config()?;
+    policy.reserved.extend(main_config.map(|it| it.account_users()).unwrap_or_default());
+    Ok(Desired::new(snapshot, &policy))
+}
+
+/// The users as they are, for whoever changes them.
+struct Users<'a> {
+    options: &'a Options,
+    superuser: &'a Superuser,
+    collection: Value,
+    snapshot: Snapshot,
+}
+
+impl<'a> Users<'a> {
+    async fn read(options: &'a Options, superuser: &'a Superuser) -> Result<Users<'a>, UserError> {
+        let name = &options.pocketbase.user_collection;
+        let missing = || SourceError::NoCollection { collection: name.clone() };
+        let collection = superuser.collection(name).await?.ok_or_else(missing)?;
+        let snapshot = snapshot(options).await?;
+        Ok(Users { options, superuser, collection, snapshot })
+    }
+
+    fn field(&self, name: &str) -> Option<&Value> {
+        self.collection["fields"].as_array()?.iter().find(|it| it["name"] == name)
+    }
+
+    /// Whether PocketBase hashes passwords itself.
+    fn hashes(&self) -> bool {
+        let field = self.field(&self.options.pocketbase.password_field);
+        field.is_some_and(|it| it["type"] == "password")
+    }
+
+    /// The fields of a record that hold this password.
+    fn password(&self, password: &Password) -> Result<Value, UserError> {
+        let field = &self.options.pocketbase.password_field;
+        let text = password.reveal();
+        if !self.hashes() {
+            return Ok(json!({ field: bcrypt::hash(text, password.cost())? }));
+        }
+        let mut fields = json!({ field: text });
+        if self.collection["type"] == "auth" {
+            fields["passwordConfirm"] = text.into();
+        }
+        Ok(fields)
+    }
+
+    /// Puts a cheap hash beside that of PocketBase, for a generated password.
+    ///
+    /// Until then, or should it fail, the same password is checked at PocketBase's cost.
+    async fn cheaper(&self, id: &str, password: &Password) -> Result<Stored, UserError> {
+        if !self.hashes() {
+            return Ok(Stored { cost: password.cost() });
+        }
+        let field = self.field(&self.options.pocketbase.password_field);
+        let own = field.and_then(|it| it["cost"].as_u64()).filter(|it| *it > 0);
+        let own = Stored { cost: own.and_then(|it| it.try_into().ok()).unwrap_or(USUAL) };
+        let Password::Generated(secret) = password else { return Ok(own) };
+        if self.field("generated_hash").is_none() {
+            return Ok(own);
+        }
+        let snapshot = snapshot(self.options).await?;
+        let Some(user) = snapshot.users.iter().find(|it| it.id == id) else { return Ok(own) };
+        let cheap = bcrypt::hash(secret.reveal(), CHEAP)?;
+        let path = ["collections", &self.options.pocketbase.user_collection, "records", id];
+        let both = format!("{cheap} {}", user.password.0);
+        self.superuser.update(&path, &json!({ "generated_hash": both })).await?;
+        Ok(Stored { cost: CHEAP })
+    }
+
+    /// The ids of these roles.
+    fn roles(&self, wanted: &[String]) -> Result<Vec<String>, UserError> {
+        let known = || self.snapshot.roles.iter().map(|it| it.name.clone()).collect();
+        let field = self.field(&self.options.pocketbase.role_field);
+        if wanted.is_empty() && field.is_some_and(|it| it["required"] == true) {
+            return Err(UserError::RoleNeeded { known: known() });
+        }
+        let id = |name: &String| {
+            let roles = &self.snapshot.roles;
+            if let Some(role) = roles.iter().find(|it| it.id == *name) {
+                return Ok(role.id.clone());
+            }
+            let named: Vec<_> = roles.iter().filter(|it| it.name == *name).collect();
+            match named[..] {
+                [role] => Ok(role.id.clone()),
+                _ => Err(UserError::NoRole {
+                    name: name.clone(),
+                    count: named.len(),
+                    known: known(),
+                }),
+            }
+        };
+        wanted.iter().map(id).collect()
+    }
+
+    /// The value of the field that refers to roles.
+    fn reference(&self, mut roles: Vec<String>) -> Result<Value, UserError> {
+        let name = &self.options.pocketbase.role_field;
+        let several = self.field(name).is_some_and(|it| it["maxSelect"].as_u64() > Some(1));
+        match (several, roles.len()) {
+            (true, _) => Ok(json!(roles)),
+            (false, 1) => Ok(json!(roles.remove(0))),
+            (false, _) => Err(UserError::OneRole { field: name.clone() }),
+        }
+    }
+
+    /// Refuses a user whom NATS would not have.
+    fn would_be_in_nats(&mut self, name: &str, roles: &[String]) -> Result<(), UserError> {
+        // Any hash will do.
+        let password = PasswordHash(bcrypt::hash("", CHEAP)?);
+        self.snapshot.users.push(UserRecord {
+            username: name.into(),
+            password,
+            roles: roles.to_vec(),
+            active: true,
+            ..UserRecord::default()
+        });
+        let (_, findings) = desired(self.options, &self.snapshot)?;
+        self.snapshot.users.pop();
+        let about =
+            findings.into_iter().find(|it| it.id.is_empty() && it.effect == Effect::LeftOut);
+        about.map_or(Ok(()), |it| Err(UserError::LeftOut(Box::new(it))))
+    }
+}
+
+impl Password {
+    fn reveal(&self) -> &str {
+        match self {
+            Password::Chosen(secret) | Password::Generated(secret) => secret.reveal(),
+        }
+    }
+
+    fn cost(&self) -> u32 {
+        match self {
+            Password::Chosen(_) => USUAL,
+            Password::Generated(_) => CHEAP,
+        }
+    }
+}

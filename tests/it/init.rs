@@ -1,0 +1,616 @@
+//! `pb-nats init`: from nothing, or from what is there already, to a first pass.
+
+use std::{
+    fs,
+    io::Write as _,
+    net::{SocketAddr, TcpStream},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{
+    PB_NATS,
+    middlebox::{Fate, Middlebox},
+    support::{
+        Client, Login, Optional, Output, Pb, Process, SUPERUSER, Users, eventually, free_address,
+        tool, write,
+    },
+};
+
+const VERSIONS: [&str; 3] = ["0.23.12", "0.28.4", "0.40.6"];
+
+/// A folder for the settings, and what `init` is called with.
+pub(crate) struct Init {
+    dir: TempDir,
+    url: String,
+}
+
+impl Init {
+    pub(crate) fn of(pb: &Pb) -> Init {
+        Init { dir: TempDir::new().unwrap(), url: pb.url() }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap_or_default()
+    }
+
+    /// Runs pb-nats, without a terminal and with the superuser in the environment.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        self.run_as(SUPERUSER, arguments)
+    }
+
+    pub(crate) fn run_as(&self, (user, password): (&str, &str), arguments: &[&str]) -> Output {
+        let mut command = self.command(arguments);
+        command.env("PB_NATS_SUPERUSER", user).env("PB_NATS_SUPERUSER_PASSWORD", password);
+        ended(&mut command, "")
+    }
+
+    /// The program, with no variables but the path to find nats-server in.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(PB_NATS);
+        command.current_dir(self.dir.path()).env_clear().args(arguments);
+        let nats_server = tool("nats-server", None);
+        command.env("PATH", nats_server.parent().unwrap());
+        command
+    }
+
+    /// `init`, without asking.
+    pub(crate) fn init(&self, more: &[&str]) -> Output {
+        self.run(&[&["init", "--yes", "--url", &self.url], more].concat())
+    }
+
+    pub(crate) fn once(&self) -> Output {
+        self.run(&["once"])
+    }
+}
+
+pub(crate) fn ended(command: &mut Command, input: &str) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // A program that reads no stdin may have closed it.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    Output {
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+/// Takes out what differs each time.
+fn strip(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for key in ["id", "created", "updated", "collectionId", "secret"] {
+                map.remove(key);
+            }
+            map.values_mut().for_each(strip);
+        }
+        Value::Array(all) => all.iter_mut().for_each(strip),
+        _ => (),
+    }
+}
+
+/// What PocketBase has, but for what differs each time.
+fn collections(pb: &Pb) -> Value {
+    let mut all = pb.ask("GET", "/api/collections?perPage=100", &Value::Null)["items"].take();
+    strip(&mut all);
+    let by_name = |it: &Value| it["name"].as_str().unwrap().to_owned();
+    all.as_array_mut().unwrap().sort_by_key(by_name);
+    all
+}
+
+/// Asserts that PocketBase has these collections, and shows the first difference only.
+#[track_caller]
+fn same(pb: &Pb, wanted: &Value) {
+    let found = collections(pb);
+    let names = |it: &Value| {
+        let all = it.as_array().unwrap().iter();
+        all.map(|it| it["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&found), names(wanted));
+    let (found, wanted) = (format!("{found:#}"), format!("{wanted:#}"));
+    let differing = found.lines().zip(wanted.lines()).enumerate().find(|(_, (a, b))| a != b);
+    if let Some((line, (found, wanted))) = differing {
+        panic!("line {line}:\n{found}\ninstead of\n{wanted}");
+    }
+    assert_eq!(found.len(), wanted.len());
+}
+
+/// A nats-server with a main config that is not from here.
+struct Server {
+    _process: Process,
+    address: SocketAddr,
+}
+
+impl Server {
+    fn of(config: &Path) -> Server {
+        let text = fs::read_to_string(config).unwrap();
+        let address = text.split("listen: \"").nth(1).unwrap().split('"').next().unwrap();
+        let mut command = Command::new(tool("nats-server", None));
+        command.arg("-c").arg(config).stdin(Stdio::null()).stdout(Stdio::null());
+        let process = Process::start(command.stderr(Stdio::null()));
+        let server = Server { _process: process, address: address.parse().unwrap() };
+        eventually("nats-server starts", || TcpStream::connect(server.address).ok());
+        server
+    }
+
+    fn accepts(&self, user: &str, password: &str) -> bool {
+        self.lets_in(Login::Password(user, password))
+    }
+
+    fn lets_in(&self, login: Login<'_>) -> bool {
+        // A reload closes connections that have not logged in yet, without a word.
+        eventually("the server lets in or refuses", || match Client::connect(self.address, login) {
+            Ok(_) => Some(true),
+            Err(why) if why == "Authorization Violation" => Some(false),
+            Err(_) => None,
+        })
+    }
+}
+
+/// A nats-server of an operator who has never heard of us, and its main config.
+fn fresh_nats(folder: &Path) -> PathBuf {
+    let config = folder.join("nats-server.conf");
+    let address = free_address();
+    let monitor = free_address();
+    let pid = folder.join("nats.pid");
+    write(
+        &config,
+        format!(
+            "# mine\nlisten: \"{address}\"\nhttp: \"{monitor}\"\npid_file: \"{}\"\n# the end",
+            pid.display()
+        ),
+    );
+    config
+}
+
+/// From two fresh servers to users who log in with their own rights, on every version.
+#[test]
+fn from_nothing_to_the_first_log_in() {
+    for version in VERSIONS {
+        let pb = Pb::empty(Some(version));
+        let init = Init::of(&pb);
+        let config = fresh_nats(init.dir.path());
+        let before = fs::read_to_string(&config).unwrap();
+        let done = init.init(&["--nats-config", "nats-server.conf"]).success();
+        assert!(done.stdout.contains("delete the collection \"nats_export\""), "{}", done.stdout);
+        assert_eq!(mode(&init.path("pb-nats.token")), 0o600);
+        assert_eq!(mode(&init.path("auth.conf")), 0o640);
+        let after = fs::read_to_string(&config).unwrap();
+        assert!(after.starts_with(&before) && after.ends_with("\ninclude \"auth.conf\"\n"));
+        let backups = fs::read_dir(init.path("backups")).unwrap();
+        let kept: Vec<_> = backups.map(|it| fs::read_to_string(it.unwrap().path())).collect();
+        assert!(matches!(&kept[..], [Ok(kept)] if *kept == before));
+
+        // The locked file lets the server start, and nobody in.
+        let nats = Server::of(&config);
+        assert!(!nats.lets_in(Login::Nobody), "{version}");
+        init.run(&["check"]).success();
+        let again = init.init(&["--nats-config", "nats-server.conf"]).success();
+        assert!(again.stdout.starts_with("nothing to do\n"), "{version}: {}", again.stdout);
+        assert_eq!(fs::read_to_string(&config).unwrap(), after);
+
+        let roles = pb.ask("GET", "/api/collections/nats_roles/records", &Value::Null);
+        let role = &roles["items"].as_array().unwrap().iter().find(|it| it["name"] == "device");
+        let ann = json!({
+            "username": "ann", "password": "ann's password", "active": true,
+            "role_id": [role.unwrap()["id"]],
+        });
+        pb.create("nats_users", &ann);
+        init.once().success();
+        let login = Login::Password("ann", "ann's password");
+        let mut ann = Client::connect(nats.address, login).unwrap();
+        assert!(ann.may_publish("devices.ann.temperature") && !ann.may_publish("devices.bob.x"));
+
+        // Changes are told, long before the next resync.
+        let mut command = init.command(&["run"]);
+        command.env("PB_NATS_ADMIN_LISTEN", "").stdout(Stdio::null()).stderr(Stdio::null());
+        let _run = Process::start(&mut command);
+        let id = pb.ask("GET", "/api/collections/nats_users/records", &Value::Null);
+        let id = id["items"][0]["id"].as_str().unwrap().to_owned();
+        for active in [false, true] {
+            pb.update("nats_users", &id, &json!({ "active": active }));
+            eventually("the change is in force", || {
+                (nats.accepts("ann", "ann's password") == active).then_some(())
+            });
+        }
+    }
+}
+
+/// It reads the two collections, and that is all that it can do.
+#[test]
+fn the_service_account_reads_and_does_nothing_else() {
+    for version in VERSIONS {
+        let pb = Pb::empty(Some(version));
+        let init = Init::of(&pb);
+        let secrets = json!({
+            "name": "secrets", "type": "base", "listRule": null,
+            "fields": [{ "name": "text", "type": "text" }],
+        });
+        pb.ask("POST", "/api/collections", &secrets);
+        pb.create("secrets", &json!({ "text": "hush" }));
+        init.init(&[]).success();
+        let token = init.read("pb-nats.token");
+        let token = token.trim();
+        let role = pb.role("mine", &["a"], &["a"]);
+        let user = pb.create("nats_users", &json!({ "username": "u", "role_id": [role] }));
+        let asked = |method: &str, path: &str, body: &Value| {
+            pb.request(method, &format!("/api/collections{path}"), token, body)
+        };
+        for readable in ["nats_users", "nats_roles", "nats_export"] {
+            let (status, answer) = asked("GET", &format!("/{readable}/records"), &Value::Null);
+            assert_eq!(status, 200, "{version} {readable}");
+            assert!(!answer["items"].as_array().unwrap().is_empty(), "{version} {readable}");
+            let (_, guest) = pb.request(
+                "GET",
+                &format!("/api/collections/{readable}/records"),
+                "",
+                &Value::Null,
+            );
+            assert_eq!(guest["items"], json!([]), "{version} {readable}");
+        }
+        let me = pb.ask("GET", "/api/collections/nats_sync/records", &Value::Null);
+        let me = me["items"][0]["id"].as_str().unwrap().to_owned();
+        let passwords = json!({ "password": "long enough", "passwordConfirm": "long enough" });
+        for (method, path, body) in [
+            ("GET", "", json!(null)),
+            ("POST", "", json!({ "name": "x", "type": "base" })),
+            ("GET", "/secrets/records", json!(null)),
+            ("GET", "/nats_sync/records", json!(null)),
+            ("GET", "/_superusers/records", json!(null)),
+            ("PATCH", &*format!("/nats_sync/records/{me}"), passwords.clone()),
+            ("POST", "/nats_sync/records", passwords),
+            ("PATCH", &*format!("/nats_users/records/{user}"), json!({ "active": true })),
+            ("POST", "/nats_users/records", json!({ "username": "v", "role_id": [role] })),
+            ("DELETE", &*format!("/nats_users/records/{user}"), json!(null)),
+            ("PATCH", &*format!("/nats_roles/records/{role}"), json!({ "name": "x" })),
+            ("POST", "/nats_roles/records", json!({ "name": "x" })),
+            ("DELETE", &*format!("/nats_roles/records/{role}"), json!(null)),
+            ("PATCH", "/nats_roles", json!({ "listRule": "" })),
+            ("POST", &*format!("/nats_sync/impersonate/{me}"), json!({ "duration": 1 })),
+        ] {
+            let (status, answer) = asked(method, path, &body);
+            assert!(
+                [401, 403, 404].contains(&status),
+                "{version} {method} {path} {status} {answer}"
+            );
+        }
+        assert_eq!(pb.request("GET", "/api/settings", token, &Value::Null).0, 403);
+        // Nor does anybody become it by guessing.
+        assert_eq!(pb.log_in("nats_sync", "pb-nats@nats-sync.invalid", "long enough"), None);
+    }
+}
+
+/// A role that somebody has and the only one, cannot go; so nobody gets the defaults by its end.
+#[test]
+fn no_user_can_be_left_without_a_role() {
+    for version in VERSIONS {
+        let pb = Pb::empty(Some(version));
+        Init::of(&pb).init(&[]).success();
+        let role = pb.role("mine", &["a"], &["a"]);
+        let made = |record: &Value| {
+            pb.request("POST", "/api/collections/nats_users/records", pb.token(), record).0
+        };
+        assert_eq!(made(&json!({ "username": "u" })), 400, "{version}");
+        assert_eq!(made(&json!({ "username": "u", "role_id": [role] })), 200, "{version}");
+        assert_eq!(made(&json!({ "username": "u", "role_id": [role] })), 400, "{version}: twice");
+        assert_eq!(made(&json!({ "username": "v", "role_id": [role], "nkey": "U1" })), 200);
+        assert_eq!(made(&json!({ "username": "w", "role_id": [role], "nkey": "U1" })), 400);
+        let path = format!("/api/collections/nats_roles/records/{role}");
+        assert_eq!(pb.request("DELETE", &path, pb.token(), &Value::Null).0, 400, "{version}");
+    }
+}
+
+/// Run by PocketBase, the migration makes what `init` makes; undone, nothing is left of it.
+#[test]
+fn a_migration_makes_the_same_and_can_be_undone() {
+    for version in VERSIONS {
+        let direct = Pb::empty(Some(version));
+        Init::of(&direct).init(&[]).success();
+
+        let mut pb = Pb::empty(Some(version));
+        let init = Init::of(&pb);
+        let fresh = collections(&pb);
+        let folder = pb.data_dir().with_file_name("pb_migrations");
+        let folder = folder.to_str().unwrap();
+        for _ in 0..2 {
+            init.run(&["init", "--migration", folder]).success();
+        }
+        let files: Vec<_> = fs::read_dir(folder).unwrap().map(|it| it.unwrap().path()).collect();
+        assert_eq!(files.len(), 1, "the same one is not written again");
+        assert!(!init.path("pb-nats.toml").exists());
+        pb.stop();
+        pb.resume();
+        same(&pb, &collections(&direct));
+
+        // It is all there but for the token and the files.
+        let done = init.init(&[]).success();
+        assert!(!done.stdout.contains("✓ PocketBase"), "{version}: {}", done.stdout);
+        let found = init.run(&["role", "list"]).success().stdout;
+        assert!(found.contains("observer") && found.contains("device"), "{found}");
+        init.run(&["check"]);
+
+        // PocketBase asks at a terminal before it goes back; so its way back is another way on.
+        let text = fs::read_to_string(&files[0]).unwrap();
+        let (_, back) = text.split_once("\n}, (app) => {").unwrap();
+        write(Path::new(folder).join("9999999999_back.js"), format!("migrate((app) => {{{back}"));
+        pb.stop();
+        pb.resume();
+        same(&pb, &fresh);
+    }
+}
+
+/// An app's own `users` become NATS users without a change of what the app can see or do, and
+/// without a way for them to help themselves to rights.
+#[test]
+fn an_apps_users_can_be_the_nats_users() {
+    for version in VERSIONS {
+        let pb = Pb::empty(Some(version));
+        let init = Init::of(&pb);
+        let before = pb.ask("GET", "/api/collections/users", &Value::Null);
+        let done = init.init(&["--user-collection", "users"]).success();
+        assert!(done.stdout.contains("! the list rule of `users`"), "{}", done.stdout);
+        let after = pb.ask("GET", "/api/collections/users", &Value::Null);
+        for key in ["listRule", "viewRule", "createRule", "updateRule", "deleteRule", "indexes"] {
+            assert_eq!(after[key], before[key], "{version} {key}");
+        }
+        let fields = |it: &Value| it["fields"].as_array().unwrap().clone();
+        assert_eq!(fields(&after)[..fields(&before).len()], fields(&before)[..], "{version}");
+        let settings = init.read("pb-nats.toml");
+        for line in ["resync_interval = \"10s\"", "default_publish = []", "default_subscribe = []"]
+        {
+            assert!(settings.contains(&format!("\n{line}\n")), "{line}");
+        }
+
+        // Anybody may sign up, and say what they want.
+        let role = pb.ask("GET", "/api/collections/nats_roles/records", &Value::Null);
+        let role = &role["items"][0]["id"];
+        let eve = json!({
+            "email": "eve@example.com", "password": "eve's password",
+            "passwordConfirm": "eve's password", "active": true, "role_id": [role],
+        });
+        let (status, eve) = pb.request("POST", "/api/collections/users/records", "", &eve);
+        assert_eq!(status, 200, "{version} {eve}");
+        let id = eve["id"].as_str().unwrap();
+        let token = pb.log_in("users", "eve@example.com", "eve's password").unwrap();
+        let path = format!("/api/collections/users/records/{id}");
+        let wish = json!({ "active": true, "role_id": [role], "role_id+": role });
+        pb.request("PATCH", &path, &token, &wish);
+        let list = init.run(&["user", "list"]).success().stdout;
+        let line = list.lines().find(|it| it.starts_with("eve@example.com")).unwrap();
+        assert!(line.contains("inactive") && !line.contains("device"), "{version}: {line}");
+        // A superuser decides.
+        pb.update("users", id, &json!({ "active": true, "role_id": [role] }));
+        let list = init.run(&["user", "list"]).success().stdout;
+        assert!(list.contains("eve@example.com  in NATS"), "{version}: {list}");
+        assert!(init.init(&[]).code == Some(0));
+    }
+}
+
+/// Collections made by hand keep what they have, and get what nobody has set.
+#[test]
+fn collections_made_by_hand_are_adopted() {
+    for kind in [Users::Text, Users::Password, Users::Auth] {
+        let pb = Pb::with(kind, Optional::Absent);
+        let role = pb.role("r", &["a"], &["a"]);
+        pb.user("ann", "ann's password", &role);
+        let fields = |name: &str| {
+            pb.ask("GET", &format!("/api/collections/{name}"), &Value::Null)["fields"].take()
+        };
+        let before = [fields("nats_users"), fields("nats_roles")];
+        let init = Init::of(&pb);
+        let done = init.init(&[]).success();
+        assert!(!done.stdout.contains("the role "), "roles are there already: {}", done.stdout);
+        assert_eq!([fields("nats_users"), fields("nats_roles")], before, "{kind:?}");
+        let list = init.run(&["user", "list"]).success().stdout;
+        assert!(list.contains("ann   in NATS"), "{kind:?}: {list}");
+        let again = init.init(&[]).success().stdout;
+        assert!(again.starts_with("nothing to do\n"), "{kind:?}: {again}");
+        let twice = json!({ "username": "ann", "role_id": [role], "email": "x@example.com",
+            "password": "long enough", "passwordConfirm": "long enough" });
+        let path = "/api/collections/nats_users/records";
+        assert_eq!(pb.request("POST", path, pb.token(), &twice).0, 400, "{kind:?}");
+    }
+}
+
+/// Wherever it ends, the next run does the rest.
+#[test]
+fn what_is_interrupted_is_finished_by_the_next_run() {
+    let direct = Pb::empty(None);
+    Init::of(&direct).init(&[]).success();
+    let wanted = collections(&direct);
+    for writes in 0..9 {
+        let pb = Pb::empty(None);
+        let seen = AtomicUsize::new(0);
+        let middlebox = Middlebox::start(pb.address(), move |head| {
+            // The first one is the log-in. PocketBase does the last one, but nobody hears of it.
+            let writing = !head.starts_with("GET");
+            match seen.fetch_add(usize::from(writing), Ordering::SeqCst) {
+                n if writing && n > writes => Fate::Cut(0),
+                _ => Fate::Pass,
+            }
+        });
+        let mut init = Init::of(&pb);
+        init.url = middlebox.url();
+        let cut = init.init(&[]).exits(1);
+        assert!(cut.stderr.contains("run it again"), "{writes}: {}", cut.stderr);
+        assert!(!init.path("pb-nats.toml").exists() || writes == 9);
+        init.url = pb.url();
+        // PocketBase may still be at what was cut off.
+        eventually("the rest is done", || (init.init(&[]).code == Some(0)).then_some(()));
+        same(&pb, &wanted);
+        let roles = init.run(&["role", "list"]).success().stdout;
+        assert_eq!(roles.lines().count(), 4, "{writes}: {roles}");
+        assert!(init.init(&[]).success().stdout.starts_with("nothing to do\n"), "{writes}");
+    }
+}
+
+/// Whatever would be lost by the include is named, and nothing is done.
+#[test]
+fn a_main_config_with_users_of_its_own_is_left_alone() {
+    let pb = Pb::empty(None);
+    let init = Init::of(&pb);
+    let before = collections(&pb);
+    for (config, told) in [
+        (
+            "authorization { users = [ {user: ann, password: a}, {user: bob, password: b} ] }",
+            "ann, bob",
+        ),
+        ("port: 1\nauthorization {\n user: ann\n password: a\n}", "line 2"),
+        ("authorization { token: \"s3cret\" }", "whoever has the token"),
+        ("AUTHORIZATION: { timeout: 3 }", "would replace"),
+        (
+            "include auth.conf\nauthorization { users = [ {user: ann, password: a} ] }",
+            "replaces it",
+        ),
+        ("authorization {", "not understood"),
+        ("prot: 4222", "refuses it as it is"),
+    ] {
+        write(init.path("n.conf"), config);
+        if config.starts_with("include") {
+            write(init.path("auth.conf"), "");
+        }
+        let refused = init.init(&["--nats-config", "n.conf"]).exits(1);
+        assert!(refused.stderr.contains(told), "{config}: {}", refused.stderr);
+        assert!(refused.stderr.contains("\nhint: ") && !refused.stderr.contains("s3cret"));
+        assert_eq!(init.read("n.conf"), config);
+        assert!(!init.path("pb-nats.toml").exists() && !init.path("pb-nats.token").exists());
+    }
+    assert_eq!(collections(&pb), before);
+    // One that is closed by itself, with accounts beside, can be added to.
+    let closed = "accounts { SYS { users = [ {user: sys, password: s} ] } }\nsystem_account: SYS\n\
+        authorization { users = [ {user: locked, password: x, permissions: \
+        {publish: {deny: \">\"}, subscribe: {deny: \">\"}}} ] }";
+    write(init.path("n.conf"), closed);
+    init.init(&["--nats-config", "n.conf"]).success();
+    assert!(init.read("n.conf").starts_with(closed));
+}
+
+/// The main config may be anywhere, and the auth file too.
+#[test]
+fn the_include_leads_to_the_auth_file_from_any_folder() {
+    let pb = Pb::empty(None);
+    let init = Init::of(&pb);
+    fs::create_dir_all(init.path("a b/nats")).unwrap();
+    let real = init.path("a b/nats/main.conf");
+    write(&real, "port: 4222");
+    std::os::unix::fs::symlink(&real, init.path("link.conf")).unwrap();
+    init.init(&["-c", "set/\"here\".toml", "--nats-config", "link.conf"]).success();
+    assert!(fs::symlink_metadata(init.path("link.conf")).unwrap().is_symlink());
+    assert!(fs::read_to_string(&real).unwrap().contains("\ninclude \"auth.conf\"\n"));
+    init.run(&["plan", "-c", "set/\"here\".toml"]).success();
+
+    // With settings that are there already, the include follows them.
+    let token = init.path("set/pb-nats.token");
+    let settings = format!(
+        "[pocketbase]\nurl = {:?}\ntoken_file = {token:?}\n[auth_file]\npath = \"elsewhere/auth.conf\"\n",
+        pb.url(),
+    );
+    write(init.path("pb-nats.toml"), &settings);
+    write(&real, "port: 4222");
+    fs::create_dir(init.path("elsewhere")).unwrap();
+    init.init(&["--nats-config", "a b/nats/main.conf"]).success();
+    assert_eq!(init.read("pb-nats.toml"), settings);
+    let text = fs::read_to_string(&real).unwrap();
+    assert!(text.contains("\ninclude \"../../elsewhere/auth.conf\"\n"), "{text}");
+    assert!(
+        init.init(&["--nats-config", "a b/nats/main.conf"]).success().stdout.contains("nothing")
+    );
+}
+
+#[test]
+fn what_is_missing_or_wrong_is_told_and_nothing_hangs() {
+    let mut pb = Pb::empty(None);
+    let init = Init::of(&pb);
+    let refused = |output: Output, code: i32, parts: &[&str]| {
+        let Output { stderr, stdout, .. } = output.exits(code);
+        for part in parts.iter().chain(&["error: ", "hint: "]) {
+            assert!(stderr.contains(part), "`{part}` has to be in:\n{stderr}");
+        }
+        assert!(!format!("{stdout}{stderr}").contains(SUPERUSER.1));
+    };
+    // Nobody to ask.
+    let url = ["init", "--yes", "--url", &init.url];
+    refused(ended(&mut init.command(&["init"]), ""), 2, &["PocketBase's address", "--url"]);
+    refused(ended(&mut init.command(&url), ""), 2, &["PB_NATS_SUPERUSER_PASSWORD"]);
+    let email = [&url[..], &["--superuser", "root@example.com"]].concat();
+    refused(ended(&mut init.command(&email), ""), 2, &["password is needed"]);
+    refused(init.run(&["init", "--url", &init.url]), 2, &["`--yes`"]);
+    assert!(!init.path("pb-nats.toml").exists());
+
+    let wrong = init.run_as((SUPERUSER.0, "wr0ng"), &url);
+    assert!(!wrong.stderr.contains("wr0ng"));
+    refused(wrong, 1, &["Failed to authenticate", "superuser upsert"]);
+    let mut token = init.command(&url);
+    refused(ended(token.env("PB_NATS_SUPERUSER_TOKEN", "x.y.z"), ""), 1, &["the token"]);
+    refused(init.init(&["--user-collection", "no'name"]), 2, &["no'name", "letters"]);
+    let unknown = init.init(&["--nats-config", "none.conf"]);
+    refused(unknown, 1, &["none.conf", "No such file"]);
+
+    // On stdin it goes as well, and without nats-server too.
+    write(init.path("n.conf"), "port: 4222\npid_file: /run/n.pid\nhttp: \"127.0.0.1:1\"\n");
+    let stdin = [&email[..], &["--superuser-password-stdin", "--nats-config", "n.conf"]].concat();
+    let mut command = init.command(&stdin);
+    let done = ended(command.env("PATH", "/nowhere"), &format!("{}\n", SUPERUSER.1)).success();
+    assert!(done.stdout.contains("cannot be run, so nobody looks"), "{}", done.stdout);
+    assert!(!done.stdout.contains(init.read("pb-nats.token").trim()));
+
+    // What is there is not changed.
+    let settings = init.read("pb-nats.toml");
+    refused(init.init(&["--user-collection", "others"]), 2, &["user_collection", "nats_users"]);
+    let json = init.init(&["--json"]).success();
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(json["done"], json!([]));
+    assert_eq!(init.read("pb-nats.toml"), settings);
+
+    // A token that has ended is replaced, and one that works is not.
+    let before = init.read("pb-nats.token");
+    let account = pb.ask("GET", "/api/collections/nats_sync/records", &Value::Null);
+    let password = json!({ "password": "another one", "passwordConfirm": "another one" });
+    pb.update("nats_sync", account["items"][0]["id"].as_str().unwrap(), &password);
+    init.init(&[]).success();
+    assert_ne!(init.read("pb-nats.token"), before);
+    init.run(&["user", "list"]).success();
+
+    pb.stop();
+    refused(init.init(&[]), 1, &["cannot be reached", "is PocketBase running"]);
+}
+
+/// A view of ours follows the collections; another's is not touched.
+#[test]
+fn the_view_is_brought_up_to_date_and_another_is_left_alone() {
+    let pb = Pb::with(Users::Password, Optional::Absent);
+    let init = Init::of(&pb);
+    init.init(&[]).success();
+    let mut users = pb.ask("GET", "/api/collections/nats_users", &Value::Null);
+    let fields = users["fields"].as_array_mut().unwrap();
+    fields.push(json!({ "name": "nkey", "type": "text" }));
+    pb.ask("PATCH", "/api/collections/nats_users", &json!({ "fields": users["fields"] }));
+    let role = pb.role("r", &["a"], &["a"]);
+    pb.user("ann", "x", &role);
+    let stale = init.run(&["plan"]).exits(1);
+    assert!(stale.stderr.contains("lacks the field `nkey`"), "{}", stale.stderr);
+    assert!(stale.stderr.contains("hint: `pb-nats init`"), "{}", stale.stderr);
+    init.init(&[]).success();
+    init.run(&["plan"]).success();
+
+    let pb = Pb::empty(None);
+    let view = json!({ "name": "nats_export", "type": "view", "viewQuery": "SELECT 'a' AS id" });
+    pb.ask("POST", "/api/collections", &view);
+    let refused = Init::of(&pb).init(&[]).exits(1);
+    assert!(refused.stderr.contains("was not made by pb-nats"), "{}", refused.stderr);
+}

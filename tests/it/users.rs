@@ -1,0 +1,234 @@
+//! `pb-nats user` and `pb-nats role`.
+
+use serde_json::{Value, json};
+
+use crate::{
+    init::{Init, ended},
+    support::{Optional, Output, Pb, SUPERUSER, Users, write},
+};
+
+const VERSIONS: [&str; 3] = ["0.23.12", "0.28.4", "0.40.6"];
+
+/// The hash by which NATS will let the user in.
+fn hash(init: &Init, name: &str) -> Option<String> {
+    let file = init.run(&["render"]).success().stdout;
+    let line = file.lines().find(|it| it.contains(&format!("{{user: {name:?}, ")))?;
+    Some(line.split('"').nth(3).unwrap().to_owned())
+}
+
+fn lets_in(init: &Init, name: &str, password: &str) -> bool {
+    hash(init, name).is_some_and(|it| bcrypt::verify(password, &it).unwrap())
+}
+
+/// Runs a `user` command as superuser, with this on its stdin.
+fn user(init: &Init, arguments: &[&str], input: &str) -> Output {
+    let mut command = init.command(&[&["user"], arguments].concat());
+    command.env("PB_NATS_SUPERUSER", SUPERUSER.0).env("PB_NATS_SUPERUSER_PASSWORD", SUPERUSER.1);
+    ended(&mut command, input)
+}
+
+fn listed(init: &Init) -> Vec<Value> {
+    let list = init.run(&["user", "list", "--json"]).success().stdout;
+    serde_json::from_str(&list).unwrap()
+}
+
+fn id_of(pb: &Pb, name: &str) -> String {
+    let users = pb.ask("GET", "/api/collections/nats_users/records", &Value::Null);
+    let user = users["items"].as_array().unwrap().iter().find(|it| it["username"] == name);
+    user.unwrap()["id"].as_str().unwrap().to_owned()
+}
+
+/// It is cheap to check, and ends as soon as anybody sets another one, by whichever way.
+#[test]
+fn a_generated_password_is_cheap_and_ends_with_the_next_one() {
+    for version in VERSIONS {
+        let pb = Pb::empty(Some(version));
+        let init = Init::of(&pb);
+        init.init(&[]).success();
+        let made = user(&init, &["add", "ann", "--role", "device", "--generate"], "").success();
+        let secret = made.stdout.trim().to_owned();
+        assert_eq!((made.stdout.lines().count(), secret.len()), (1, 26), "{version}");
+        assert!(!made.stderr.contains(&secret) && made.stderr.contains("cost 4"));
+        assert!(
+            lets_in(&init, "ann", &secret) && hash(&init, "ann").unwrap().starts_with("$2b$04$")
+        );
+
+        // As somebody does in the dashboard, who sees nothing of all this.
+        pb.update("nats_users", &id_of(&pb, "ann"), &json!({ "password": "typed by hand" }));
+        assert!(!lets_in(&init, "ann", &secret), "{version}");
+        assert!(lets_in(&init, "ann", "typed by hand"));
+        assert_eq!(listed(&init)[0]["cost"], 10);
+        // Nor does it come back when that one is taken away, or is set to the same again.
+        pb.update("nats_users", &id_of(&pb, "ann"), &json!({ "password": "" }));
+        assert_eq!(hash(&init, "ann"), None, "{version}");
+        assert_eq!(listed(&init)[0]["state"], "left_out");
+
+        let changed = user(&init, &["passwd", "ann", "--generate", "--json"], "").success().stdout;
+        let changed: Value = serde_json::from_str(&changed).unwrap();
+        let second = changed["password"].as_str().unwrap();
+        assert_eq!(changed["cost"], 4);
+        assert!(lets_in(&init, "ann", second) && !lets_in(&init, "ann", &secret), "{version}");
+        user(&init, &["passwd", "ann", "--password-stdin"], "chosen one\n").success();
+        assert!(lets_in(&init, "ann", "chosen one") && !lets_in(&init, "ann", second), "{version}");
+    }
+}
+
+/// Who may write their own record cannot set a cheap hash for themselves or others.
+#[test]
+fn the_cheap_hash_counts_only_for_the_password_that_is_set() {
+    let pb = Pb::empty(None);
+    let init = Init::of(&pb);
+    init.init(&[]).success();
+    user(&init, &["add", "ann", "--role", "device", "--password-stdin"], "ann's password")
+        .success();
+    let own = hash(&init, "ann").unwrap();
+    let cheap = bcrypt::hash("other", 4).unwrap();
+    for wrong in [
+        cheap.clone(),
+        format!("{cheap} "),
+        format!("{cheap} {}", own.replace("$2a$", "$2b$")),
+        format!("plain {own}"),
+        format!(" {own}"),
+        own.clone(),
+    ] {
+        pb.update("nats_users", &id_of(&pb, "ann"), &json!({ "generated_hash": wrong }));
+        assert_eq!(hash(&init, "ann").as_ref(), Some(&own), "{wrong}");
+    }
+    let right = format!("{cheap} {own}");
+    pb.update("nats_users", &id_of(&pb, "ann"), &json!({ "generated_hash": right }));
+    assert_eq!(hash(&init, "ann"), Some(cheap));
+}
+
+/// Whatever the collection is like.
+#[test]
+fn users_are_made_in_collections_of_every_kind() {
+    for (kind, name, cost) in [
+        (Users::Text, "ann", 4),
+        (Users::Password, "ann", 5),
+        (Users::AuthByEmail, "ann@example.com", 10),
+    ] {
+        let pb = Pb::with(kind, Optional::Absent);
+        pb.role("r", &["a"], &["a"]);
+        let init = Init::of(&pb);
+        init.init(&[]).success();
+        let made = user(&init, &["add", name, "--role", "r", "--generate"], "").success();
+        assert!(made.stderr.contains(&format!("cost {cost}")), "{kind:?}: {}", made.stderr);
+        assert!(lets_in(&init, name, made.stdout.trim()), "{kind:?}");
+        let typed = ["add", &format!("x{name}"), "--role", "r", "--password-stdin"];
+        user(&init, &typed, "typed by hand").success();
+        assert!(lets_in(&init, &format!("x{name}"), "typed by hand"), "{kind:?}");
+        assert!(!lets_in(&init, &format!("x{name}"), "typed by han"), "{kind:?}");
+    }
+}
+
+#[test]
+fn names_may_be_odd_but_not_of_no_use_to_nats() {
+    let pb = Pb::empty(None);
+    let init = Init::of(&pb);
+    write(
+        init.path("n.conf"),
+        "port: 4222\naccounts { SYS { users = [ {user: sys, password: s} ] } }\nsystem_account: SYS\n",
+    );
+    init.init(&["--nats-config", "n.conf"]).success();
+    let odd = ["a'b", "a\"b\\", "' || 1=1 || '", "päul 🐈", "{{username}}", "$2a$10$", "-x"];
+    for name in odd {
+        user(&init, &["add", "--role", "observer", "--generate", "--", name], "").success();
+        user(&init, &["passwd", "--generate", "--", name], "").success();
+        assert!(hash(&init, name).is_some(), "{name}");
+    }
+    let users = || listed(&init).len();
+    assert_eq!(users(), odd.len());
+    for (name, told) in [
+        ("", "no name"),
+        ("a\nb", "control characters"),
+        ("pb-nats-locked", "used by"),
+        ("sys", "used by"),
+        ("a'b", "already"),
+    ] {
+        let refused = user(&init, &["add", name, "--role", "observer", "--generate"], "").exits(2);
+        assert!(refused.stderr.contains(told), "{name}: {}", refused.stderr);
+        assert!(refused.stderr.contains("\nhint: ") && refused.stdout.is_empty());
+    }
+    assert_eq!(users(), odd.len());
+    let table = init.run(&["user", "list"]).success().stdout;
+    assert_eq!(table.lines().count(), odd.len() + 1, "{table}");
+}
+
+#[test]
+fn what_is_wrong_is_told_before_anything_is_made() {
+    let pb = Pb::empty(None);
+    let init = Init::of(&pb);
+    init.init(&[]).success();
+    for (arguments, input, parts) in [
+        (&["add", "ann", "--role", "devise", "--generate"][..], "", &["devise", "`device`"][..]),
+        (&["add", "ann", "--generate"], "", &["needs a role", "device, "]),
+        (&["add", "ann", "--role", "device"], "x", &["no terminal", "--generate"]),
+        (&["add", "ann", "--role", "device", "--password-stdin"], "", &["empty"]),
+        (&["passwd", "ann", "--generate"], "", &["no users", "ann", "user list"]),
+        (&["passwd", "ann", "--generate", "--password-stdin"], "x", &["--help"]),
+        (&["passwd", "ann", "--superuser-password-stdin", "--password-stdin"], "x", &["--help"]),
+    ] {
+        let refused = user(&init, arguments, input).exits(2);
+        for part in parts {
+            assert!(refused.stderr.contains(part), "{arguments:?}: {}", refused.stderr);
+        }
+        assert_eq!(refused.stdout, "");
+    }
+    let wrong = init
+        .run_as((SUPERUSER.0, "wr0ng"), &["user", "add", "a", "--role", "device", "--generate"]);
+    let wrong = wrong.exits(1);
+    assert!(wrong.stderr.contains("superuser upsert") && wrong.stdout.is_empty());
+    let nobody =
+        ended(&mut init.command(&["user", "add", "a", "--role", "device", "--generate"]), "");
+    nobody.exits(2);
+    assert_eq!(listed(&init), [] as [Value; 0]);
+}
+
+/// With the service account alone.
+#[test]
+fn the_lists_show_how_nats_has_them_and_why_not() {
+    let pb = Pb::empty(None);
+    let init = Init::of(&pb);
+    init.init(&[]).success();
+    let own = pb.role("own", &["a"], &[]);
+    let other = pb.role("other", &[], &["b"]);
+    let nkey = nkeys::KeyPair::new_user().public_key();
+    for record in [
+        json!({ "username": "ann", "password": "ann's password", "role_id": [own, other], "active": true }),
+        json!({ "username": "bob", "password": "bob's password", "role_id": [own] }),
+        json!({ "username": "cat", "role_id": [own], "active": true }),
+        json!({ "username": "dan", "nkey": nkey, "role_id": [other], "active": true }),
+        json!({ "username": "eve", "nkey": "nonsense", "role_id": [other], "active": true }),
+    ] {
+        pb.create("nats_users", &record);
+    }
+    let list = ended(&mut init.command(&["user", "list", "--json"]), "").success().stdout;
+    let list: Vec<Value> = serde_json::from_str(&list).unwrap();
+    let short = |it: &Value| {
+        json!([
+            it["name"],
+            it["state"],
+            it["credential"],
+            it["cost"],
+            it["roles"],
+            it["why"] != json!([])
+        ])
+    };
+    assert_eq!(
+        list.iter().map(short).collect::<Vec<_>>(),
+        [
+            json!(["ann", "active", "password", 10, ["own", "other"], false]),
+            json!(["bob", "inactive", "password", null, ["own"], false]),
+            json!(["cat", "left_out", "none", null, ["own"], true]),
+            json!(["dan", "active", "nkey", null, ["other"], false]),
+            json!(["eve", "left_out", "nkey", null, ["other"], true]),
+        ]
+    );
+    let table = ended(&mut init.command(&["user", "list"]), "").success().stdout;
+    assert!(table.contains("cat   left out  own"), "{table}");
+    assert!(table.contains("\n  password: there is neither a password nor an nkey; "), "{table}");
+    let roles = ended(&mut init.command(&["role", "list", "--json"]), "").success().stdout;
+    let roles: Vec<Value> = serde_json::from_str(&roles).unwrap();
+    let own = roles.iter().find(|it| it["name"] == "own").unwrap();
+    assert_eq!((&own["users"], &own["publish"]), (&json!(3), &json!(["a"])));
+}
