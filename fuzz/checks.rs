@@ -11,7 +11,9 @@ use pb_nats::{
 };
 
 /// All the checks, by the name of their target.
-pub(crate) const ALL: [(&str, fn(&[u8])); 3] = [("file", file), ("records", records), ("sse", sse)];
+pub(crate) const ALL: [(&str, Check); 3] = [("file", file), ("records", records), ("sse", sse)];
+
+type Check = fn(&[u8]);
 
 /// It makes no difference to the live connection where its bytes are split. The first byte says
 /// into what pieces.
