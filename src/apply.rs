@@ -33,6 +33,8 @@ use crate::{
     options::Options,
 };
 
+/// How often the file is looked at between passes.
+const WATCH: Duration = Duration::from_secs(1);
 /// How long nats-server may think about a config; half a million users take it 13 s.
 const CHECK_DEADLINE: Duration = Duration::from_mins(2);
 
@@ -51,7 +53,12 @@ pub struct AuthFile {
     judge: Option<Judge>,
     /// The hash of the file that was last kept as good, or could not be.
     kept: String,
+    /// How the file was when a pass last looked at it or replaced it.
+    left: Option<Shape>,
 }
+
+/// What shows that a file was touched: its inode, when it was changed, its length.
+type Shape = (u64, SystemTime, u64);
 
 /// What the file holds now.
 #[derive(Debug)]
@@ -211,6 +218,7 @@ impl AuthFile {
             asked: None,
             judge: None,
             kept: String::new(),
+            left: None,
         }
     }
 
@@ -261,13 +269,10 @@ impl AuthFile {
     }
 
     /// What the file holds now. A file that we did not write is an error, unless it is adopted.
-    pub fn read(&self, adopt: Adopt) -> Result<Current, ApplyError> {
-        let text = match fs::read(&self.path) {
-            // What is not UTF-8 is not ours, or torn, and that shows all the same.
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(err) if err.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(err) => return Err(self.io("read", err)),
-        };
+    pub fn read(&mut self, adopt: Adopt) -> Result<Current, ApplyError> {
+        // What happens to it from now on is news.
+        self.left = shape(&self.path);
+        let text = self.text()?;
         let path = || self.path.clone();
         let desired = match parse(&text) {
             Found::Ours(desired) => Some(desired),
@@ -281,6 +286,24 @@ impl AuthFile {
             Found::Foreign(by) => return Err(ApplyError::Foreign { path: path(), by }),
         };
         Ok(Current { text, desired })
+    }
+
+    /// Returns when the file is not as the last pass left it. May be dropped at any time.
+    pub async fn disturbed(&self) {
+        // There are mounts that tell nobody about changes, and to look costs next to nothing.
+        while shape(&self.path) == self.left {
+            time::sleep(WATCH).await;
+        }
+    }
+
+    /// Its text. Empty: there is no file.
+    fn text(&self) -> Result<String, ApplyError> {
+        Ok(match fs::read(&self.path) {
+            // What is not UTF-8 is not ours, or torn, and that shows all the same.
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(err) => return Err(self.io("read", err)),
+        })
     }
 
     /// The main config as it is now, if the settings name one.
@@ -391,7 +414,7 @@ impl AuthFile {
     }
 
     async fn refused_itself(&self, new: &Applied, formers: &[&Current]) -> Result<(), ApplyError> {
-        let text = self.read(Adopt::Yes)?.text;
+        let text = self.text()?;
         let good = self.good();
         let formers = formers.iter().copied().chain(&good).map(|it| it.text.as_str());
         let formers: Vec<&str> = formers.filter(|it| *it != text).collect();
@@ -410,7 +433,7 @@ impl AuthFile {
         refused: &Desired,
         formers: &[&Current],
     ) -> Result<Option<Applied>, ApplyError> {
-        let now = self.read(Adopt::Yes)?.text;
+        let now = self.text()?;
         if let Found::Foreign(_) | Found::Newer(_) = parse(&now) {
             // It was to be adopted, and is nobody's to lose.
             return Ok(None);
@@ -505,6 +528,9 @@ impl AuthFile {
         judge: Option<Judge>,
     ) -> Result<Applied, ApplyError> {
         let written = fs::metadata(&self.path).and_then(|it| it.modified());
+        if changed {
+            self.left = shape(&self.path);
+        }
         let hash = hash(text);
         let main = self.main_config()?;
         let main_changed = main.as_ref().map(MainConfig::changed);
@@ -880,6 +906,12 @@ fn folder(path: &Path) -> &Path {
         Some(parent) => parent,
         None => Path::new("/"),
     }
+}
+
+/// `None`: there is no such file.
+fn shape(path: &Path) -> Option<Shape> {
+    let file = fs::metadata(path).ok()?;
+    Some((file.ino(), file.modified().ok()?, file.len()))
 }
 
 fn in_place() -> io::Error {

@@ -13,7 +13,7 @@ use crate::{
     apply::{Adopt, Applied, ApplyError, AuthFile, Current, MainConfig, Placement},
     auth::{
         Changes, Desired, Diff, Event, Explain, Finding, Limits, Policy, Refused, Remark, Snapshot,
-        lint,
+        lint, stamp,
     },
     options::{EventFilter, Options},
     server::{Outcome, Receipt, ServerError, Servers, State},
@@ -234,6 +234,10 @@ impl<S: Source> Reconciler<S> {
                     agenda.hinted(self.pace);
                     continue;
                 }
+                () = self.file.disturbed() => {
+                    agenda.pass = time::Instant::now();
+                    continue;
+                }
                 () = self.servers.drifted() => {
                     agenda.pass = time::Instant::now();
                     continue;
@@ -320,20 +324,25 @@ impl<S: Source> Reconciler<S> {
             return Err(self.keep(&current, main_config.as_ref(), refused.into()).await);
         }
         self.board.is_at(Step::Apply);
-        let applied = if wanted {
-            let stamped = self.stamped(main_config.as_ref()).await;
+        // A server that joined later may know no stamps, and would refuse the file for its own.
+        let kept = current.desired.as_deref().filter(|_| !wanted);
+        let ages = kept.is_some() && stamp(&current.text).is_some();
+        let unstamp = ages && !self.servers.know_stamps().await;
+        let applied = if wanted || unstamp {
+            let stamped = !unstamp && self.stamped(main_config.as_ref()).await;
+            let desired = kept.unwrap_or(&plan.desired);
             self.doing.send_replace("checking and writing the auth file");
-            let applied = match self.file.replace(&plan.desired, &current.text, stamped).await {
+            let applied = match self.file.replace(desired, &current.text, stamped).await {
                 Err(error @ ApplyError::Rejected(_)) => {
                     let formers = &[&current];
-                    return Err(self
-                        .go_back(&plan.desired, formers, main_config.as_ref(), error)
-                        .await);
+                    return Err(self.go_back(desired, formers, main_config.as_ref(), error).await);
                 }
                 applied => applied?,
             };
-            self.servers.cut_off(&plan.changes.users_losing);
-            self.board.changed(&plan.changes);
+            if wanted {
+                self.servers.cut_off(&plan.changes.users_losing);
+                self.board.changed(&plan.changes);
+            }
             applied
         } else {
             self.file.as_it_is(&current.text).await?

@@ -354,6 +354,12 @@ impl Servers {
         Some(Ok(counts))
     }
 
+    /// Whether no server that answers is too old for stamps: it would refuse the whole file.
+    pub async fn know_stamps(&mut self) -> bool {
+        let answers = self.look(GLANCE).await;
+        answers.iter().filter_map(Answer::ok).all(|it| since_2_12(&it.version))
+    }
+
     /// Closes the connections that these users have now, with the next order to reload.
     pub fn cut_off(&mut self, losing: &[String]) {
         self.losing.extend(losing.iter().cloned());

@@ -60,6 +60,14 @@ pub fn export_view_query(
     ))
 }
 
+/// Everything that the row of an export view says, as the API gives it.
+pub fn read_export(row: &str, options: &PocketBaseOptions) -> Result<Snapshot, SourceError> {
+    let view = &options.export_view;
+    let row: Row<'_> =
+        serde_json::from_str(row).map_err(|_| SourceError::ViewUnknown { view: view.clone() })?;
+    row.snapshot(view, &Names::new(options))
+}
+
 /// One collection in the query.
 struct Carrier<'a> {
     collection: &'a str,

@@ -10,6 +10,7 @@ mod cutoff;
 mod differential;
 mod dist;
 mod explain;
+mod fuzz;
 mod harness;
 mod init;
 mod manners;

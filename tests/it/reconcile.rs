@@ -469,18 +469,66 @@ fn the_guard_sees_a_burst_of_removals_as_a_whole() {
     pb_nats.set("sync.max_wait", "1h");
     let running = pb_nats.run();
     eventually("all are let in", || nats.accepts("user-39", PASSWORD).then_some(()));
-    for (number, record) in records.iter().enumerate() {
-        pb.delete("nats_users", record);
-        if number < 9 {
-            // Each by itself, as the guard lets so few pass.
-            let gone = || (!nats.accepts(&format!("user-{number}"), PASSWORD)).then_some(());
-            eventually("the first few go at once", gone);
-        }
+    let gone = |number: usize| (!nats.accepts(&format!("user-{number}"), PASSWORD)).then_some(());
+    let delete = |number: usize| pb.delete("nats_users", &records[number]);
+    for number in 0..9 {
+        delete(number);
+        eventually("the first few go at once, as the guard lets so few pass", || gone(number));
     }
-    let more = poll(Duration::from_secs(2), || (!nats.accepts("user-9", PASSWORD)).then_some(()));
-    assert!(more.is_none(), "{:?}", running.lines());
+    delete(9);
+    assert!(poll(Duration::from_secs(2), || gone(9)).is_none(), "{:?}", running.lines());
+    (10..40).for_each(delete);
     pb_nats.once().exits(4);
     assert!(nats.accepts("user-9", PASSWORD));
+}
+
+#[test]
+fn what_others_do_to_the_file_or_to_a_server_is_put_right_without_a_hint() {
+    let (_pb, nats, mut pb_nats, _) = town();
+    pb_nats.set("pocketbase.resync_interval", "1h");
+    let running = pb_nats.run();
+    running.wait_for(|it| it.contains("in force"));
+    let whole = fs::read_to_string(nats.auth_file()).unwrap();
+
+    let eve = format!("users = [\n    {{user: \"eve\", password: \"{}\"}}", bcrypt("eve"));
+    write(nats.auth_file(), whole.replace("users = [", &eve));
+    let _ = nats.reload();
+    eventually("eve is out", || (!nats.accepts("eve", "eve")).then_some(()));
+    assert!(nats.accepts("ann", PASSWORD));
+    fs::remove_file(nats.auth_file()).unwrap();
+    eventually("the file is back", || nats.auth_file().exists().then_some(()));
+
+    // The file is as it was, and the server does not run it.
+    let config = fs::read_to_string(nats.config_file()).unwrap();
+    write(nats.config_file(), config.replace("include \"auth.conf\"", ""));
+    nats.reload().unwrap();
+    running.wait_for(|it| it.contains("does not include the auth file"));
+    write(nats.config_file(), config);
+    eventually("ann is let in again", || nats.accepts("ann", PASSWORD).then_some(()));
+}
+
+/// It would refuse the file, and not start with it.
+#[test]
+fn a_stamp_goes_when_a_server_joins_that_knows_none() {
+    let (pb, nats) = (Pb::start(), Nats::start());
+    let older = Nats::with(Setup { version: Some("2.11.11"), ..Setup::default() });
+    pb.user("ann", PASSWORD, "");
+    let mut pb_nats = PbNats::between(PB_NATS, &pb, &nats);
+    let judge = tool("nats-server", Some("2.12.8")).display().to_string();
+    pb_nats.set("nats.server_binary", judge);
+    pb_nats.once().success();
+    let text = || fs::read_to_string(nats.auth_file()).unwrap();
+    assert!(text().contains("pb_nats:"));
+    fs::remove_file(older.auth_file()).unwrap();
+    std::os::unix::fs::symlink(nats.auth_file(), older.auth_file()).unwrap();
+    assert!(older.judge().is_err());
+
+    let both = |of: fn(&Nats) -> String| vec![of(&nats), of(&older)];
+    pb_nats.set("nats.monitor_url", both(Nats::monitor_url));
+    pb_nats.set("nats.pid_file", both(|it| it.pid_file().display().to_string()));
+    pb_nats.once().success();
+    assert!(!text().contains("pb_nats:") && older.judge().is_ok());
+    assert!(nats.accepts("ann", PASSWORD) && older.accepts("ann", PASSWORD));
 }
 
 /// What a server ran while its config left the file out says nothing of the file.

@@ -45,6 +45,13 @@ pub(crate) fn ci() -> Result<()> {
         "lints",
         cargo().args(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]),
     )?;
+    // The advisories are left out: their database is not in a package registry.
+    let mut deny = Command::new(tools::install()?.join("cargo-deny"));
+    deny.args(["check", "licenses", "bans", "sources"]);
+    step(
+        "licences, bans and sources",
+        deny.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")),
+    )?;
     let mut test = cargo();
     test.args(["xtask", "test"]);
     if is_root() {

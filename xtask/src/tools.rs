@@ -35,6 +35,7 @@ pub(crate) fn install() -> Result<PathBuf> {
 
 /// A program at one version.
 struct Tool {
+    package: &'static str,
     program: &'static str,
     version: &'static str,
     /// What the file is called in `target/tools`.
@@ -48,11 +49,12 @@ impl Tool {
         let mut tools: Vec<Tool> = Vec::new();
         for requirement in include_str!("../tools.txt").split("\n\n").skip(1) {
             let (package, rest) = requirement.split_once("==").expect("a pinned requirement");
-            let program = package.strip_suffix("-bin").expect("a package of binaries");
+            let program = package.strip_prefix("astral-dev-toolchain-");
+            let program = program.or(package.strip_suffix("-bin")).expect("a package of binaries");
             let version = rest.split(' ').next().expect("a version");
             let first = tools.iter().all(|it| it.program != program);
             let file = if first { program.into() } else { format!("{program}-{version}") };
-            tools.push(Tool { program, version, file, requirement });
+            tools.push(Tool { package, program, version, file, requirement });
         }
         tools
     }
@@ -82,8 +84,8 @@ impl Tool {
         run(Command::new(python)
             .args(["-m", "zipfile", "--extract"])
             .args([wheel.as_path(), wheels.path()]))?;
-        let package = self.program.replace('-', "_");
-        let file = format!("{package}_bin-{}.data/scripts/{}", self.version, self.program);
+        let package = self.package.replace('-', "_");
+        let file = format!("{package}-{}.data/scripts/{}", self.version, self.program);
         let unpacked = wheels.path().join(&file);
         fs::set_permissions(&unpacked, Permissions::from_mode(0o755))
             .with_context(|| format!("`{file}` is not in the wheel"))?;
