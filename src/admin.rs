@@ -7,7 +7,7 @@ use std::{
     convert::Infallible,
     io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
@@ -23,15 +23,21 @@ use axum::{
         uri::Authority,
     },
     middleware::{self, Next},
-    response::{IntoResponse, Response},
+    response::{
+        Html, IntoResponse, Response,
+        sse::{Event, Sse},
+    },
     routing::get,
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use futures_util::stream;
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use reqwest::Url;
+use sha2::{Digest as _, Sha256};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::{AbortHandle, JoinSet},
@@ -52,6 +58,10 @@ const HEAD: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_mins(10);
 /// How many clients there may be at once.
 const MOST_CLIENTS: usize = 64;
+/// The page shows how it is now after this, even if nothing changed.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Of many changes in a row, it shows what there is after each of these.
+const FRAME: Duration = Duration::from_millis(100);
 /// How long the daemon may take to tell how it is.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -221,6 +231,8 @@ async fn converse(stream: TcpStream, router: Router) {
 
 fn router(options: &AdminOptions, watch: &Watch) -> Router {
     Router::new()
+        .route("/", get(page))
+        .route("/events", get(events))
         .route("/healthz", get(health))
         .route("/readyz", get(readiness))
         .route("/metrics", get(metrics))
@@ -260,6 +272,42 @@ async fn metrics(State(watch): State<Watch>) -> Response {
 async fn status(State(watch): State<Watch>) -> Response {
     let json = serde_json::to_string_pretty(&watch.now()).expect("a status can be written");
     ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], json + "\n").into_response()
+}
+
+/// The page for people, which needs nothing but itself and the events.
+async fn page() -> Response {
+    const PAGE: &str = include_str!("admin/page.html");
+    // Nothing runs in it that is not ours, whatever a record holds.
+    static POLICY: LazyLock<String> = LazyLock::new(|| {
+        let hash = |tag: &str| {
+            let (_, rest) = PAGE.split_once(&format!("<{tag}>")).expect("the page has it");
+            let (text, _) = rest.split_once(&format!("</{tag}>")).expect("and ends it");
+            STANDARD.encode(Sha256::digest(text))
+        };
+        format!(
+            "default-src 'none'; connect-src 'self'; img-src data:; script-src 'sha256-{}'; \
+             style-src 'sha256-{}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+            hash("script"),
+            hash("style")
+        )
+    });
+    ([(CONTENT_SECURITY_POLICY, POLICY.as_str())], Html(PAGE)).into_response()
+}
+
+/// The status, again whenever it is another.
+async fn events(State(watch): State<Watch>) -> Response {
+    let mut changes = watch.changes();
+    changes.mark_changed();
+    let told = stream::unfold((watch, changes), async |(watch, mut changes)| {
+        let changed = time::timeout(HEARTBEAT, changes.changed()).await;
+        if changed.is_ok() {
+            time::sleep(FRAME).await;
+            changes.mark_unchanged();
+        }
+        let json = serde_json::to_string(&watch.now()).expect("a status can be written");
+        Some((Ok::<_, Infallible>(Event::default().data(json)), (watch, changes)))
+    });
+    Sse::new(told).into_response()
 }
 
 /// Answers only to our own names, and sees to it that browsers are careful with the answer.

@@ -287,7 +287,9 @@ impl Status {
                 format!("Written, and proven to be in force on {good} of {all} {servers}")
             }
             State::NotInStep => {
-                return format!("Not in step: {}", self.why().unwrap_or_default());
+                let why = self.why().unwrap_or_default();
+                let first = why.chars().next().map(char::to_uppercase);
+                return first.into_iter().flatten().chain(why.chars().skip(1)).collect();
             }
         };
         let _ = write!(text, " · {} · {}", many(self.users, "user"), many(self.roles, "role"));

@@ -9,7 +9,10 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::status::{Findings, ServerStatus, State, Status, Tally, Watch};
+use crate::{
+    source::Kind,
+    status::{Findings, ServerStatus, State, Status, Tally, Watch},
+};
 
 type Level = Gauge<f64, AtomicU64>;
 type Levels = Family<Vec<(&'static str, String)>, Level>;
@@ -23,6 +26,7 @@ pub(super) fn text(watch: &Watch) -> String {
 pub fn reference() -> String {
     let watch = Watch::default();
     let mut status = watch.now();
+    status.source.kind = Kind::PocketBase;
     let (clients, reload_freeze) = (Some(0), Some(Duration::ZERO));
     status.servers.push(ServerStatus { clients, reload_freeze, ..ServerStatus::default() });
     status.findings =
@@ -135,8 +139,11 @@ fn registry(tally: &Tally, status: &Status) -> Registry {
     all.register("cut_off_connections", help, tally.kicks.clone());
 
     let help = "Whether there is a live connection to PocketBase";
-    let connected = source.connected_since.is_some();
-    all.register("source_connected", help, level(f64::from(connected)));
+    let connected = f64::from(source.connected_since.is_some());
+    // A database file is looked at without one.
+    if source.kind == Kind::PocketBase {
+        all.register("source_connected", help, level(connected));
+    }
     let help = "How often that connection broke and had to be made again";
     let reconnects: Counter = Counter::default();
     reconnects.inc_by(source.reconnects);

@@ -38,8 +38,9 @@ pub struct Watch {
     tally: Tally,
 }
 
+/// What readers are told of when it changes.
 #[derive(Debug)]
-struct Published {
+pub(crate) struct Published {
     status: Status,
     link: watch::Receiver<Link>,
     /// When the loop has to be at its next pass, or done with this one.
@@ -127,6 +128,11 @@ impl Watch {
     /// Whether everything has been in force at least once since the start.
     pub fn ready(&self) -> bool {
         self.published.borrow().ready
+    }
+
+    /// Wakes whoever waits for something new.
+    pub(crate) fn changes(&self) -> watch::Receiver<Published> {
+        self.published.subscribe()
     }
 
     pub(crate) fn tally(&self) -> &Tally {

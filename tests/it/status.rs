@@ -247,7 +247,7 @@ fn waiting_for_the_first_change_is_not_being_stuck() {
     let address = address(&running);
     let next =
         |it: &Value| it["pass"]["next"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
-    let first = next(&status(address));
+    let first = next(&until(address, |it| it["pass"]["next"].is_string()));
     let later = until(address, |it| next(it).duration_since(first).as_secs() >= 2);
     assert_eq!(later["state"], "starting");
     assert_eq!(page(address, "/healthz").0, 200);
@@ -320,6 +320,45 @@ fn only_our_own_names_are_answered_to_and_nothing_can_be_changed() {
 }
 
 #[test]
+fn the_page_needs_nothing_but_itself_and_hears_of_every_change() {
+    let (pb, _nats, pb_nats, ann) = town();
+    let running = pb_nats.run();
+    let address = address(&running);
+    until(address, is("in_step"));
+    let (head, page) = {
+        let answer = said(address, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        let (head, page) = answer.split_once("\r\n\r\n").unwrap();
+        (head.to_lowercase(), page.to_owned())
+    };
+    assert!(head.contains("content-type: text/html; charset=utf-8"), "{head}");
+    assert!(head.contains("content-security-policy: default-src 'none'; connect-src 'self';"));
+    assert!(head.contains("script-src 'sha256-") && !head.contains("unsafe"), "{head}");
+    for foreign in
+        ["https://", "//cdn", " src=", "@import", "url(", "style=\"", "innerHTML", "eval("]
+    {
+        assert!(!page.contains(foreign), "{foreign}");
+    }
+    assert!(!page.replace("http://www.w3.org/2000/svg", "").contains("http://"));
+
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut text = Vec::new();
+    let mut hear = |wanted: &str| {
+        while !String::from_utf8_lossy(&text).contains(wanted) {
+            let mut some = [0; 4096];
+            let length = stream.read(&mut some).expect(wanted);
+            assert!(length > 0, "the events end before {wanted}");
+            text.extend_from_slice(&some[..length]);
+        }
+    };
+    hear("text/event-stream");
+    hear("data: {\"state\":\"in_step\"");
+    pb.update("nats_users", &ann, &json!({"active": false}));
+    hear("1 user removed");
+}
+
+#[test]
 fn clients_who_say_nothing_keep_nobody_out() {
     let (_pb, _nats, pb_nats, _) = town();
     let running = pb_nats.run();
@@ -360,8 +399,6 @@ fn a_taken_port_is_told_at_the_start_and_the_settings_can_do_without() {
     running.wait_for(|it| it.contains("keeps NATS in step"));
     let nowhere = pb_nats.command(&["status"]).exits(2);
     assert!(nowhere.stderr.contains("hint: set it"), "{nowhere:?}");
-    let second = pb_nats.command(&["run"]).exits(1);
-    assert!(second.stderr.contains(&format!("(pid {})", running.pid())), "{second:?}");
 }
 
 /// Started twice with the same settings, the port is in the way as well, and tells less.
@@ -370,7 +407,7 @@ fn a_second_run_is_told_of_the_first_and_not_of_its_port() {
     let (_pb, _nats, mut pb_nats, _) = town();
     pb_nats.set("admin.listen", free_address().to_string());
     let running = pb_nats.run();
-    running.wait_for(|it| it.contains("keeps NATS in step"));
+    until(address(&running), is("in_step"));
     let second = pb_nats.command(&["run"]).exits(1);
     assert!(second.stderr.contains(&format!("(pid {})", running.pid())), "{second:?}");
 }

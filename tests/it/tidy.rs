@@ -21,6 +21,24 @@ fn generated_pages_are_up_to_date() {
     }
 }
 
+/// Who draws or alerts by a metric that is gone never hears of it.
+#[test]
+fn dashboard_and_alerts_name_metrics_that_exist() {
+    let page = fs::read_to_string("docs/metrics.md").unwrap();
+    for file in ["dist/grafana/pb-nats.json", "dist/prometheus/pb-nats.rules.yml"] {
+        let text = fs::read_to_string(file).unwrap();
+        let mut named = 0;
+        for (at, _) in text.match_indices("pb_nats_") {
+            let end = |it: char| !it.is_ascii_alphanumeric() && it != '_';
+            let name = text[at..].split(end).next().unwrap();
+            let metric = name.trim_end_matches("_bucket");
+            assert!(page.contains(&format!("| `{metric}` |")), "{file} names {metric}");
+            named += 1;
+        }
+        assert!(named > 5, "{file} names metrics");
+    }
+}
+
 /// What the README shows and links is what is there.
 #[test]
 fn the_readme_names_tests_that_exist_and_shows_the_example_as_it_is() {
@@ -73,7 +91,7 @@ fn rooms_know_only_what_is_behind_them() {
         ("server", &["apply", "auth", "options", "tls"]),
         ("status", &["auth", "options", "server", "source"]),
         ("reconcile", &["apply", "auth", "options", "server", "source", "status"]),
-        ("admin", &["options", "status", "tls"]),
+        ("admin", &["options", "source", "status", "tls"]),
         ("check", &["apply", "auth", "options", "reconcile", "server", "source", "status"]),
     ];
     for (name, behind) in ROOMS {
