@@ -4,7 +4,11 @@ use std::{
     collections::HashSet,
     fs,
     io::{Read as _, Write as _},
+    iter,
     net::{SocketAddr, TcpStream},
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
 };
 
 use async_nats::jetstream::{self, consumer::pull, kv, stream};
@@ -126,7 +130,7 @@ async fn the_jetstream_and_key_value_recipes_serve_a_real_client() {
     assert!(lamp.put("colour", "green".into()).await.is_err(), "a reader does not write");
 }
 
-/// The filter `commands/meter-1/#` needs both subjects, and QoS 1 nothing more.
+/// The filter `commands/meter-1/#` needs both subjects, and quality 1 nothing more.
 #[test]
 fn the_mqtt_recipe_serves_a_real_client() {
     let setting = Setting::new();
@@ -148,7 +152,7 @@ fn the_mqtt_recipe_serves_a_real_client() {
 
 const PASSWORD: &str = "a password";
 
-/// A nats-server with JetStream and MQTT, and roles from the cookbook.
+/// A nats-server with streams and MQTT, and roles from the cookbook.
 struct Setting {
     pb: Pb,
     nats: Nats,
@@ -161,8 +165,8 @@ impl Setting {
     fn new() -> Setting {
         let (store, mqtt) = (TempDir::new().unwrap(), free_address());
         let extra = format!(
-            "server_name: one\njetstream {{ store_dir: {:?} }}\nmqtt {{ listen: \"{mqtt}\" }}\n",
-            store.path()
+            "server_name: one\njetstream {{ store_dir: \"{}\" }}\nmqtt {{ listen: \"{mqtt}\" }}\n",
+            store.path().display()
         );
         let (pb, nats) = (Pb::start(), Nats::with(Setup { extra: &extra, ..Setup::default() }));
         let pb_nats = PbNats::between(PB_NATS, &pb, &nats);
@@ -251,6 +255,43 @@ fn text(text: &str) -> Vec<u8> {
     [&u16::try_from(text.len()).unwrap().to_be_bytes(), text.as_bytes()].concat()
 }
 
+/// Typed literally, in an empty folder, with only the ports changed.
+#[test]
+fn the_quick_start_leads_to_a_user_with_rights() {
+    let mut page = fs::read_to_string("docs/quick-start.md").unwrap();
+    for (usual, free) in ["8090", "4222", "8222"].into_iter().zip(iter::repeat_with(free_address)) {
+        page = page.replace(&format!(":{usual}"), &format!(":{}", free.port()));
+    }
+    let typed: Vec<String> =
+        blocks(&page).into_iter().filter(|it| it.language == "sh").map(|it| it.text).collect();
+    let folder = TempDir::new().unwrap();
+    let programs = folder.path().join("bin");
+    fs::create_dir(&programs).unwrap();
+    for (name, program) in [
+        ("pb-nats", PathBuf::from(PB_NATS)),
+        ("pocketbase", support::tool("pocketbase", None)),
+        ("nats-server", support::tool("nats-server", None)),
+    ] {
+        symlink(program, programs.join(name)).unwrap();
+    }
+    // People type slowly: a server that was started is up when the next line is typed.
+    let script = format!(
+        "set -ex; trap 'kill $(jobs -p); wait' EXIT; PATH={}:$PATH\n{}",
+        programs.display(),
+        typed.join("\nsleep 2\n")
+    );
+    let ran = Command::new("bash")
+        .args(["-c", &script])
+        .current_dir(folder.path())
+        .env("PB_NATS_ADMIN_LISTEN", free_address().to_string())
+        .output()
+        .unwrap();
+    let (out, log) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert!(ran.status.success(), "{out}\n{log}");
+    assert!(out.contains("In force on 1 of 1 server · 1 user"), "{out}\n{log}");
+    assert!(out.contains("says the same"), "{out}\n{log}");
+}
+
 /// What is not run is marked, with the reason.
 #[test]
 fn every_command_in_the_book_is_run_or_says_why_not() {
@@ -278,7 +319,7 @@ fn pages() -> Vec<String> {
     let mut found: Vec<String> = fs::read_dir("docs")
         .unwrap()
         .map(|it| it.unwrap().file_name().into_string().unwrap())
-        .filter(|it| it.ends_with(".md") && it != "SUMMARY.md")
+        .filter(|it| *it != *"SUMMARY.md" && Path::new(it).extension().is_some_and(|it| it == "md"))
         .collect();
     found.sort();
     named.sort();

@@ -1,8 +1,11 @@
 //! What the repository promises about itself.
 
 use std::{
-    env, fs,
+    env,
+    fmt::Write as _,
+    fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 /// `cargo xtask docs` lets this test write the pages instead.
@@ -11,6 +14,7 @@ fn generated_pages_are_up_to_date() {
     let pages = [
         ("docs/settings.md", pb_nats::options::reference()),
         ("docs/metrics.md", pb_nats::admin::reference()),
+        ("docs/commands.md", commands()),
     ];
     for (path, page) in pages {
         if env::var_os("UPDATE_DOCS").is_some() {
@@ -37,6 +41,30 @@ fn dashboard_and_alerts_name_metrics_that_exist() {
         }
         assert!(named > 5, "{file} names metrics");
     }
+}
+
+/// What each command says to `--help`.
+fn commands() -> String {
+    let mut page = String::from(
+        "<!-- Made from `pb-nats --help`; `cargo xtask docs` writes it. -->\n\n# Commands\n",
+    );
+    let mut asked = vec![Vec::new()];
+    while let Some(command) = asked.pop() {
+        let said = Command::new(crate::PB_NATS).args(&command).arg("--help").output().unwrap();
+        let help = String::from_utf8(said.stdout).unwrap();
+        let title = [&["pb-nats"][..], &command.iter().map(String::as_str).collect::<Vec<_>>()];
+        let _ = write!(page, "\n## `{}`\n\n```text\n{help}```\n", title.concat().join(" "));
+        let listed = help.lines().skip_while(|it| *it != "Commands:").skip(1);
+        let names = listed.take_while(|it| it.starts_with("  "));
+        let names =
+            names.filter(|it| !it.starts_with("   ")).filter_map(|it| it.split_whitespace().next());
+        let below: Vec<Vec<String>> = names
+            .filter(|it| *it != "help")
+            .map(|it| [&command[..], &[it.to_owned()]].concat())
+            .collect();
+        asked.extend(below.into_iter().rev());
+    }
+    page
 }
 
 /// What the README shows and links is what is there.
