@@ -54,6 +54,8 @@ pub struct Servers {
     known: Vec<Known>,
     /// The hash of the file that all this is about.
     file: String,
+    /// When that file was last replaced, or touched by somebody.
+    written: SystemTime,
     /// Whether an order to reload was taken since.
     ordered: bool,
     /// Who lost something, and may still be connected as before.
@@ -196,6 +198,7 @@ impl Servers {
             timeout: options.reload_timeout,
             known: Vec::new(),
             file: String::new(),
+            written: SystemTime::UNIX_EPOCH,
             ordered: false,
             losing: BTreeSet::new(),
             receipt: None,
@@ -541,10 +544,12 @@ impl Servers {
 
     /// Forgets what was proven of another file, which we or another process has replaced.
     fn turn_to(&mut self, file: &Applied, answers: &[Answer]) {
-        if !file.changed && self.file == file.hash {
+        // If it was touched, it may have been another file in between, which a server has loaded.
+        if !file.changed && self.file == file.hash && self.written == file.written {
             return;
         }
         self.file.clone_from(&file.hash);
+        self.written = file.written;
         self.ordered = false;
         for known in &mut self.known {
             let proven = known.proven.take();

@@ -482,6 +482,24 @@ fn the_guard_sees_a_burst_of_removals_as_a_whole() {
     assert!(nats.accepts("user-9", PASSWORD));
 }
 
+/// The file is what it was, and has been another in between.
+#[test]
+fn a_file_that_was_another_for_a_moment_proves_nothing() {
+    let (_pb, nats, pb_nats, _) = town();
+    let running = pb_nats.run();
+    running.wait_for(|it| it.contains("in force"));
+    let good = fs::read_to_string(nats.auth_file()).unwrap();
+    // So that no pass comes in between.
+    let lock = fs::File::open(nats.dir().join(".auth.conf.lock")).unwrap();
+    lock.lock().unwrap();
+    nats.load(&good.replace("\"ann\"", "\"eve\"")).unwrap();
+    assert!(nats.accepts("eve", PASSWORD) && !nats.accepts("ann", PASSWORD));
+    write(nats.auth_file(), &good);
+    lock.unlock().unwrap();
+    eventually("ann is let in again", || nats.accepts("ann", PASSWORD).then_some(()));
+    assert!(!nats.accepts("eve", PASSWORD));
+}
+
 #[test]
 fn what_others_do_to_the_file_or_to_a_server_is_put_right_without_a_hint() {
     let (_pb, nats, mut pb_nats, _) = town();
@@ -495,8 +513,11 @@ fn what_others_do_to_the_file_or_to_a_server_is_put_right_without_a_hint() {
     let _ = nats.reload();
     eventually("eve is out", || (!nats.accepts("eve", "eve")).then_some(()));
     assert!(nats.accepts("ann", PASSWORD));
+    let in_force = || running.lines().iter().filter(|it| it.contains("in force")).count();
+    eventually("the pass is over", || (in_force() == 2).then_some(()));
     fs::remove_file(nats.auth_file()).unwrap();
     eventually("the file is back", || nats.auth_file().exists().then_some(()));
+    eventually("the pass is over", || (in_force() == 3).then_some(()));
 
     // The file is as it was, and the server does not run it.
     let config = fs::read_to_string(nats.config_file()).unwrap();
