@@ -392,7 +392,9 @@ fn an_apps_users_can_be_the_nats_users() {
         pb.request("PATCH", &path, &token, &wish);
         let list = init.run(&["user", "list"]).success().stdout;
         let line = list.lines().find(|it| it.starts_with("eve@example.com")).unwrap();
-        assert!(line.contains("inactive") && !line.contains("device"), "{version}: {line}");
+        assert!(line.contains("inactive"), "{version}: {line}");
+        let record = pb.ask("GET", &path, &Value::Null);
+        assert_eq!((&record["active"], &record["role_id"]), (&json!(false), &json!([])));
         // A superuser decides.
         pb.update("users", id, &json!({ "active": true, "role_id": [role] }));
         let list = init.run(&["user", "list"]).success().stdout;
