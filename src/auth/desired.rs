@@ -1,5 +1,7 @@
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
+    hash::Hash,
     sync::Arc,
     time::Duration,
 };
@@ -178,36 +180,31 @@ impl Desired {
     pub fn new(snapshot: &Snapshot, policy: &Policy) -> (Desired, Vec<Finding>) {
         let mut findings = Vec::new();
         let defaults = policy.defaults(&mut findings);
-        let roles: HashMap<&str, Granted> = snapshot
+        let roles: Roles = snapshot
             .roles
             .iter()
-            .map(|role| (role.id.as_str(), Granted::by_role(role, policy, &mut findings)))
+            .map(|role| (Arc::from(&*role.id), Granted::by_role(role, policy, &mut findings)))
             .collect();
 
-        let mut users = BTreeMap::new();
-        for record in unambiguous(&snapshot.users, policy, &mut findings) {
-            if let Some((login, user)) = judge(record, &roles, &defaults, policy, &mut findings) {
-                users.insert(login, user);
-            }
-        }
+        let users = unambiguous(&snapshot.users, policy, &mut findings);
+        let users = users.into_iter();
+        let mut users: BTreeMap<_, _> = users
+            .filter_map(|record| judge(record, &roles, &defaults, policy, &mut findings))
+            .collect();
 
         let names = identifiers(&snapshot.roles, &users);
-        let mut desired = Desired {
-            defaults: defaults.as_they_are().unwrap_or_default(),
-            login_timeout: policy.login_timeout,
-            ..Desired::default()
-        };
-        for (login, mut user) in users {
-            if let Grant::Role(id) = &user.grant {
-                let name = &names[id];
-                if !desired.roles.contains_key(name) {
-                    let rules = roles[&**id].as_they_are().expect("no template among plain roles");
-                    desired.roles.insert(Arc::clone(name), rules);
-                }
-                user.grant = Grant::Role(Arc::clone(name));
+        for user in users.values_mut() {
+            if let Grant::Role(role) = &mut user.grant {
+                *role = Arc::clone(&names[role]);
             }
-            desired.users.insert(login, user);
         }
+        let rules = |id| roles[id].as_they_are().expect("no template among plain roles");
+        let desired = Desired {
+            defaults: defaults.as_they_are().unwrap_or_default(),
+            roles: names.iter().map(|(id, name)| (Arc::clone(name), rules(id))).collect(),
+            users,
+            login_timeout: policy.login_timeout,
+        };
         (desired, findings)
     }
 
@@ -228,16 +225,10 @@ fn unambiguous<'a>(
     findings: &mut Vec<Finding>,
 ) -> Vec<&'a UserRecord> {
     let active = || records.iter().filter(|it| it.active);
-    let count = |key: fn(&UserRecord) -> &str| {
-        let mut counts: HashMap<&str, usize> = HashMap::with_capacity(records.len());
-        active().for_each(|it| *counts.entry(key(it)).or_default() += 1);
-        counts
-    };
-    let (names, nkeys) = (count(|it| &it.username), count(|it| &it.nkey));
-    let mut lower: HashMap<String, usize> = HashMap::with_capacity(names.len());
-    for name in names.keys() {
-        *lower.entry(name.to_lowercase()).or_default() += 1;
-    }
+    let alike = counts(active().map(|it| lower_case(&it.username)));
+    let similar = |name: &str| alike[&lower_case(name)] > 1;
+    let names = counts(active().map(|it| &*it.username).filter(|it| similar(it)));
+    let nkeys = counts(active().map(|it| &*it.nkey).filter(|it| !it.is_empty()));
 
     let judged = active().filter(|record| {
         let name = record.username.as_str();
@@ -255,7 +246,7 @@ fn unambiguous<'a>(
                 Some(Problem::NameReserved)
             }
             _ if is_public_nkey(name) => Some(Problem::NameIsNkey),
-            _ if names[name] > 1 => Some(Problem::NameTwice),
+            _ if names.get(name) > Some(&1) => Some(Problem::NameTwice),
             _ => None,
         };
         if let Some(problem) = refused {
@@ -268,7 +259,7 @@ fn unambiguous<'a>(
         if name.contains(is_invisible) {
             about_name(Problem::NameInvisible, Effect::Kept);
         }
-        if lower[&name.to_lowercase()] > 1 {
+        if similar(name) {
             about_name(Problem::NameCase, Effect::Kept);
         }
         let nkey = record.nkey.as_str();
@@ -286,10 +277,28 @@ fn unambiguous<'a>(
     judged.collect()
 }
 
+/// How often there is each.
+fn counts<T: Eq + Hash>(all: impl Iterator<Item = T>) -> HashMap<T, usize> {
+    let mut counts = HashMap::new();
+    all.for_each(|it| *counts.entry(it).or_default() += 1);
+    counts
+}
+
+fn lower_case(name: &str) -> Cow<'_, str> {
+    if name.bytes().all(|it| it.is_ascii() && !it.is_ascii_uppercase()) {
+        Cow::Borrowed(name)
+    } else {
+        Cow::Owned(name.to_lowercase())
+    }
+}
+
+/// What roles grant, by the ids of their records.
+type Roles = HashMap<Arc<str>, Granted>;
+
 /// What the record makes of a user, and what they log in with. [`Grant::Role`] holds a record's id.
 fn judge(
     record: &UserRecord,
-    roles: &HashMap<&str, Granted>,
+    roles: &Roles,
     defaults: &Granted,
     policy: &Policy,
     findings: &mut Vec<Finding>,
@@ -312,11 +321,11 @@ fn judge(
     };
     let mut granted = Vec::new();
     for id in record.roles.iter().collect::<BTreeSet<_>>() {
-        let Some(role) = roles.get(id.as_str()) else {
+        let Some(role) = roles.get_key_value(id.as_str()) else {
             left_out(&policy.role_field, &quoted(id), Problem::RoleUnknown);
             return None;
         };
-        granted.push((id, role));
+        granted.push(role);
     }
     let connection_types = connection_types(record, policy, findings)?;
 
@@ -326,7 +335,7 @@ fn judge(
     let own = Granted::new(&record.permissions, &about, findings);
     let grant = match granted[..] {
         [] if own.is_empty() && !defaults.has_templates() => Grant::Defaults,
-        [(id, role)] if own.is_empty() && !role.has_templates() => Grant::Role(id.as_str().into()),
+        [(id, role)] if own.is_empty() && !role.has_templates() => Grant::Role(Arc::clone(id)),
         _ => {
             let values = Values { username: &record.username, id: &record.id };
             let mut rules = Filled::default();
@@ -462,17 +471,16 @@ type About<'a> = dyn Fn(&str, &str, Problem, Effect) -> Finding + 'a;
 
 impl Granted {
     fn new(permissions: &Permissions, about: &About<'_>, findings: &mut Vec<Finding>) -> Granted {
-        let mut entries = |parse: Parse, direction: &str, allow: &Value, deny: &Value| {
-            let allow_field = format!("{direction}_permissions");
-            let deny_field = format!("{direction}_deny_permissions");
+        let mut entries = |parse: Parse, fields: [&str; 2], allow: &Value, deny: &Value| {
+            let [allow_field, deny_field] = fields;
             let mut entries = Entries::default();
             let (plain, templates) = (&mut entries.allow, &mut entries.allow_templates);
             read_list(parse, allow, plain, templates, |value, problem| {
-                findings.push(about(&allow_field, value, problem, Effect::NotGranted));
+                findings.push(about(allow_field, value, problem, Effect::NotGranted));
             });
             let (plain, templates) = (&mut entries.deny, &mut entries.deny_templates);
             let honoured = read_list(parse, deny, plain, templates, |value, problem| {
-                findings.push(about(&deny_field, value, problem, Effect::DirectionDenied));
+                findings.push(about(deny_field, value, problem, Effect::DirectionDenied));
             });
             if !honoured {
                 entries.deny.insert(Subject::everything());
@@ -481,8 +489,18 @@ impl Granted {
         };
         let Permissions { publish, subscribe, publish_deny, subscribe_deny } = permissions;
         Granted {
-            publish: entries(Subject::parse, "publish", publish, publish_deny),
-            subscribe: entries(Subject::parse_subscription, "subscribe", subscribe, subscribe_deny),
+            publish: entries(
+                Subject::parse,
+                ["publish_permissions", "publish_deny_permissions"],
+                publish,
+                publish_deny,
+            ),
+            subscribe: entries(
+                Subject::parse_subscription,
+                ["subscribe_permissions", "subscribe_deny_permissions"],
+                subscribe,
+                subscribe_deny,
+            ),
             responses: None,
         }
     }
@@ -860,7 +878,7 @@ fn identifiers(
 }
 
 /// The entries of a JSON array, or of a text that holds one. Nothing at all is an empty one.
-pub(super) fn array(value: &Value) -> Result<std::borrow::Cow<'_, [Value]>, ()> {
+pub(super) fn array(value: &Value) -> Result<Cow<'_, [Value]>, ()> {
     match value {
         Value::Null => Ok([].as_slice().into()),
         Value::Array(entries) => Ok(entries.as_slice().into()),

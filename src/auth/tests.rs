@@ -489,8 +489,8 @@ fn a_file_that_is_not_just_what_we_write_is_not_taken_for_it() {
     let whole = rendered(vec![user("u", json!({"username": "ann"}))], vec![]);
     let is_ours = |text: &str| matches!(parse(text), Found::Ours(_));
     assert!(is_ours(&whole) && is_ours(&format!("{whole}# a comment\n")));
-    assert!(is_ours(&dated(&whole, "2026-01-01T00:00:00Z", Some("abc"))));
-    assert_eq!(stamp(&dated(&whole, "now", Some("abc"))).as_deref(), Some("abc"));
+    assert!(is_ours(&dated(whole.clone(), "2026-01-01T00:00:00Z", Some("abc"))));
+    assert_eq!(stamp(&dated(whole.clone(), "now", Some("abc"))).as_deref(), Some("abc"));
     for edited in [
         format!("{whole}authorization {{}}\n"),
         format!("{whole}include 'x'\n"),

@@ -465,7 +465,7 @@ fn placeholders_stand_for_the_user_and_nothing_wider() {
 #[test]
 fn a_torn_file_never_opens_the_server() {
     let whole =
-        dated(&file(&[user("ann", &["r"])], &[role("r", json!(["a"]), json!(["a"]))]), "now", None);
+        dated(file(&[user("ann", &["r"])], &[role("r", json!(["a"]), json!(["a"]))]), "now", None);
     let nats = serving(None, &[user("ann", &[])], &[]);
     for end in (0..whole.len()).step_by(7).chain([whole.len() - 1]) {
         // Refused or not, nobody without a password is let in.
