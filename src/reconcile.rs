@@ -711,7 +711,7 @@ fn tell_findings(before: &[Finding], findings: &[Finding]) {
 /// One line for each change of the file, or of what a server runs.
 fn tell(changes: &Changes, applied: &Applied, servers: &[Outcome], took: Duration) {
     if !applied.changed && servers.iter().all(|it| it.took.is_none()) {
-        debug!("nothing to do");
+        debug!(?took, "nothing to do");
         return;
     }
     let changes = applied.changed.then(|| field::display(changes));

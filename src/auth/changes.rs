@@ -109,14 +109,13 @@ impl Changes {
 
         let mut narrowed = Narrowed::new();
         for (login, before, after) in pairs(&old.users, &new.users) {
-            let (Some(before), Some(after)) = (before, after) else {
-                match after {
-                    Some(_) => changes.users_added.push(login.clone()),
-                    None => {
-                        changes.users_removed.push(login.clone());
-                        changes.users_losing.push(login.clone());
-                    }
-                }
+            let Some(before) = before else {
+                changes.users_added.push(login.clone());
+                continue;
+            };
+            let Some(after) = after else {
+                changes.users_removed.push(login.clone());
+                changes.users_losing.push(login.clone());
                 continue;
             };
             let (was, is) = (old.rules(before), new.rules(after));

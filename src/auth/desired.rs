@@ -1,7 +1,6 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
-    hash::Hash,
     sync::Arc,
     time::Duration,
 };
@@ -180,17 +179,21 @@ impl Desired {
     pub fn new(snapshot: &Snapshot, policy: &Policy) -> (Desired, Vec<Finding>) {
         let mut findings = Vec::new();
         let defaults = policy.defaults(&mut findings);
-        let roles: Roles = snapshot
-            .roles
-            .iter()
+        // The source may give its records in any order; findings have theirs.
+        let mut roles: Vec<&RoleRecord> = snapshot.roles.iter().collect();
+        roles.sort_by(|one, other| one.id.cmp(&other.id));
+        let roles: Roles = roles
+            .into_iter()
             .map(|role| (Arc::from(&*role.id), Granted::by_role(role, policy, &mut findings)))
             .collect();
 
-        let users = unambiguous(&snapshot.users, policy, &mut findings);
-        let users = users.into_iter();
-        let mut users: BTreeMap<_, _> = users
-            .filter_map(|record| judge(record, &roles, &defaults, policy, &mut findings))
-            .collect();
+        let about_users = findings.len();
+        let records = unambiguous(&snapshot.users, policy, &mut findings);
+        let users = records
+            .into_iter()
+            .filter_map(|record| judge(record, &roles, &defaults, policy, &mut findings));
+        let mut users: BTreeMap<_, _> = users.collect();
+        findings[about_users..].sort_by(|one, other| one.id.cmp(&other.id));
 
         let names = identifiers(&snapshot.roles, &users);
         for user in users.values_mut() {
@@ -225,63 +228,70 @@ fn unambiguous<'a>(
     findings: &mut Vec<Finding>,
 ) -> Vec<&'a UserRecord> {
     let active = || records.iter().filter(|it| it.active);
-    let alike = counts(active().map(|it| lower_case(&it.username)));
-    let similar = |name: &str| alike[&lower_case(name)] > 1;
-    let names = counts(active().map(|it| &*it.username).filter(|it| similar(it)));
-    let nkeys = counts(active().map(|it| &*it.nkey).filter(|it| !it.is_empty()));
+    let mut nkeys: HashMap<&str, usize> = HashMap::new();
+    for record in active().filter(|it| !it.nkey.is_empty()) {
+        *nkeys.entry(&record.nkey).or_default() += 1;
+    }
+    let mut named: Vec<_> = active().map(|it| (lower_case(&it.username), it)).collect();
+    named.sort_by(|(one, a), (other, b)| (one, &a.username).cmp(&(other, &b.username)));
 
-    let judged = active().filter(|record| {
-        let name = record.username.as_str();
-        let mut finding = |field: &str, value: &str, problem, effect| {
-            findings.push(policy.about_user(record, field, &quoted(value), problem, effect));
-        };
-        let mut about_name =
-            |problem, effect| finding(&policy.username_field, name, problem, effect);
-        // There is no telling which of them is meant, and whoever can choose a record's id must not
-        // win, so none of them is let in.
-        let refused = match name {
-            "" => Some(Problem::NameEmpty),
-            _ if name.contains(char::is_control) => Some(Problem::NameControl),
-            _ if name == LOCKED_USER || policy.reserved.contains(name) => {
-                Some(Problem::NameReserved)
-            }
-            _ if is_public_nkey(name) => Some(Problem::NameIsNkey),
-            _ if names.get(name) > Some(&1) => Some(Problem::NameTwice),
-            _ => None,
-        };
-        if let Some(problem) = refused {
-            about_name(problem, Effect::LeftOut);
-            return false;
+    let mut judged = Vec::with_capacity(named.len());
+    for alike in named.chunk_by(|one, other| one.0 == other.0) {
+        for same in alike.chunk_by(|one, other| one.1.username == other.1.username) {
+            let fit = same.iter().map(|it| it.1).filter(|record| {
+                let name = record.username.as_str();
+                let mut finding = |field: &str, value: &str, problem, effect| {
+                    findings.push(policy.about_user(
+                        record,
+                        field,
+                        &quoted(value),
+                        problem,
+                        effect,
+                    ));
+                };
+                let mut about_name =
+                    |problem, effect| finding(&policy.username_field, name, problem, effect);
+                // There is no telling which of them is meant, and whoever can choose a record's id
+                // must not win, so none of them is let in.
+                let refused = match name {
+                    "" => Some(Problem::NameEmpty),
+                    _ if name.contains(char::is_control) => Some(Problem::NameControl),
+                    _ if name == LOCKED_USER || policy.reserved.contains(name) => {
+                        Some(Problem::NameReserved)
+                    }
+                    _ if is_public_nkey(name) => Some(Problem::NameIsNkey),
+                    _ if same.len() > 1 => Some(Problem::NameTwice),
+                    _ => None,
+                };
+                if let Some(problem) = refused {
+                    about_name(problem, Effect::LeftOut);
+                    return false;
+                }
+                if name.trim() != name {
+                    about_name(Problem::NameSpace, Effect::Kept);
+                }
+                if name.contains(is_invisible) {
+                    about_name(Problem::NameInvisible, Effect::Kept);
+                }
+                if alike.len() > 1 {
+                    about_name(Problem::NameCase, Effect::Kept);
+                }
+                let nkey = record.nkey.as_str();
+                // Anything else is left out later, and not shown.
+                if is_public_nkey(nkey) && nkeys[nkey] > 1 {
+                    finding("nkey", nkey, Problem::NkeyTwice, Effect::LeftOut);
+                    return false;
+                }
+                if policy.reserved.contains(nkey) {
+                    finding("nkey", nkey, Problem::NameReserved, Effect::LeftOut);
+                    return false;
+                }
+                true
+            });
+            judged.extend(fit);
         }
-        if name.trim() != name {
-            about_name(Problem::NameSpace, Effect::Kept);
-        }
-        if name.contains(is_invisible) {
-            about_name(Problem::NameInvisible, Effect::Kept);
-        }
-        if similar(name) {
-            about_name(Problem::NameCase, Effect::Kept);
-        }
-        let nkey = record.nkey.as_str();
-        // Anything else is left out later, and not shown.
-        if is_public_nkey(nkey) && nkeys[nkey] > 1 {
-            finding("nkey", nkey, Problem::NkeyTwice, Effect::LeftOut);
-            return false;
-        }
-        if policy.reserved.contains(nkey) {
-            finding("nkey", nkey, Problem::NameReserved, Effect::LeftOut);
-            return false;
-        }
-        true
-    });
-    judged.collect()
-}
-
-/// How often there is each.
-fn counts<T: Eq + Hash>(all: impl Iterator<Item = T>) -> HashMap<T, usize> {
-    let mut counts = HashMap::new();
-    all.for_each(|it| *counts.entry(it).or_default() += 1);
-    counts
+    }
+    judged
 }
 
 fn lower_case(name: &str) -> Cow<'_, str> {

@@ -85,7 +85,7 @@ pub enum Found {
 /// Roles are variables and users have a line each: of all layouts that can say what roles say, the
 /// one that nats-server reloads fastest.
 pub fn render(desired: &Desired) -> String {
-    let mut text = String::with_capacity(1024 + desired.users.len() * 120);
+    let mut text = String::with_capacity(4096 + desired.users.len() * 128);
     write(&mut text, desired).expect("a String takes everything");
     text
 }
