@@ -374,16 +374,13 @@ fn cut_off(credential: &'static str, clients: usize) -> Result<CutOff> {
     rig.pb_nats.set("nats.system_password", password);
     let pair = KeyPair::new_user();
     let mut crowd = json!({ "username": "crowd", "active": true, "role_id": [] });
-    let login = match credential {
-        "nkey" => {
-            crowd["nkey"] = pair.public_key().into();
-            Login::Nkey(&pair)
-        }
-        _ => {
-            let cost = if credential.ends_with("10") { 10 } else { 4 };
-            crowd["password"] = bcrypt::hash("a-password", cost)?.into();
-            Login::Password("crowd", "a-password")
-        }
+    let login = if credential == "nkey" {
+        crowd["nkey"] = pair.public_key().into();
+        Login::Nkey(&pair)
+    } else {
+        let cost = if credential.ends_with("10") { 10 } else { 4 };
+        crowd["password"] = bcrypt::hash("a-password", cost)?.into();
+        Login::Password("crowd", "a-password")
     };
     rig.pb.create("nats_users", &crowd);
     let running = rig.run();
@@ -411,8 +408,7 @@ fn cut_off(credential: &'static str, clients: usize) -> Result<CutOff> {
 
 fn burst(edits: usize, during: Duration) -> Result<Burst> {
     eprintln!("burst: {edits} edits");
-    const USERS: usize = 1000;
-    let mut rig = Rig::new(USERS, Setup::default())?;
+    let mut rig = Rig::new(1000, Setup::default())?;
     // As anyone would have it.
     rig.pb_nats.unset("sync.debounce");
     let running = rig.run();

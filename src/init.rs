@@ -179,7 +179,7 @@ pub async fn plan(wanted: &Wanted, superuser: Superuser) -> Result<Plan, InitErr
             steps.insert(at.unwrap_or(steps.len()), Step::Token(path));
         }
     }
-    let auth_file = AuthFile::new(&options);
+    let mut auth_file = AuthFile::new(&options);
     if auth_file.read(Adopt::No)?.desired.is_none() {
         steps.push(Step::AuthFile(options.auth_file.path.clone()));
     }

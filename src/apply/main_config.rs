@@ -198,7 +198,7 @@ impl MainConfig {
         if self.entries.is_ok() { pairs.collect() } else { Vec::new() }
     }
 
-    fn authorizations(&self) -> impl Iterator<Item = &Node> {
+    fn authorizations(&self) -> impl Iterator<Item = &Node<'static>> {
         let entries = self.entries.as_deref().unwrap_or_default();
         let blocks = entries.iter().filter(|it| it.key.eq_ignore_ascii_case("authorization"));
         blocks.map(|it| resolved(&it.value, entries))
@@ -367,7 +367,7 @@ fn real(path: &Path) -> PathBuf {
 }
 
 /// A value, variables looked up where nats-server looks, but for inner maps.
-fn resolved<'a>(node: &'a Node<'static>, entries: &'a [Entry<'static>]) -> &'a Node<'static> {
+fn resolved<'n, 'a>(node: &'n Node<'a>, entries: &'n [Entry<'a>]) -> &'n Node<'a> {
     let Node::Variable(name) = node else { return node };
     entries.iter().rfind(|it| it.key == *name).map_or(node, |it| &it.value)
 }
@@ -387,7 +387,7 @@ fn is_closed(block: &Node, entries: &[Entry]) -> bool {
 }
 
 /// The text of a value.
-fn word(node: &Node<'static>, entries: &[Entry<'static>]) -> Option<String> {
+fn word(node: &Node<'_>, entries: &[Entry<'_>]) -> Option<String> {
     match resolved(node, entries) {
         Node::Variable(name) => std::env::var(&**name).ok(),
         other => other.text().map(str::to_owned),

@@ -778,7 +778,15 @@ proptest! {
     #[test]
     fn whatever_the_records_say_the_file_reads_back(users in prop::collection::vec(any_user(), 0..6), roles in any_roles()) {
         let (desired, _) = Desired::new(&Snapshot { users, roles }, &policy());
-        prop_assert_eq!(parse(&render(&desired)), Found::Ours(Box::new(desired)));
+        let text = render(&desired);
+        prop_assert_eq!(reads_back(&text, &desired), Ok(()));
+        for login in desired.users.keys() {
+            let mut other = desired.clone();
+            other.users.remove(login);
+            prop_assert!(reads_back(&text, &other).is_err(), "{} is one too many", login);
+            prop_assert!(reads_back(&render(&other), &desired).is_err(), "{} is missing", login);
+        }
+        prop_assert_eq!(parse(&text), Found::Ours(Box::new(desired)));
     }
 
     #[test]
