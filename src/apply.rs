@@ -14,14 +14,14 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
 use sha2::{Digest as _, Sha256};
 use tempfile::{NamedTempFile, TempDir};
 use tokio::{process::Command, sync::OnceCell, time};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use backups::Backups;
 pub use backups::{Backup, Held};
@@ -29,7 +29,7 @@ pub use main_config::{MainConfig, Placement};
 pub use setup::{Existing, add_to_main_config, judge, place};
 
 use crate::{
-    auth::{Desired, Found, conf::ConfError, dated, parse, render, stamp},
+    auth::{Desired, Found, conf::ConfError, dated, parse, reads_back, render, stamp},
     options::Options,
 };
 
@@ -47,6 +47,8 @@ pub struct AuthFile {
     backups: Backups,
     main_config: Option<PathBuf>,
     server_binary: PathBuf,
+    /// What the file with this hash says, so that the same file need not be read through twice.
+    said: Option<(String, Arc<Desired>)>,
     /// The main config and nats-server that the last whole check was made with.
     checked_with: Option<(MainConfig, String)>,
     asked: Option<Asked>,
@@ -61,12 +63,16 @@ pub struct AuthFile {
 type Shape = (u64, SystemTime, u64);
 
 /// What the file holds now.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Current {
     /// Its text. Empty: there is no file.
     pub text: String,
     /// What it says. `None`: nothing that counts, since it is missing, empty or torn.
-    pub desired: Option<Box<Desired>>,
+    pub desired: Option<Arc<Desired>>,
+    /// Names the text.
+    hash: String,
+    /// Whether somebody else wrote it.
+    foreign: bool,
 }
 
 /// The file as it is now on disk, and how a server shows that it runs it.
@@ -124,7 +130,7 @@ pub enum Adopt {
 }
 
 /// Whether a file of ours may be replaced without a backup.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Keep {
     IfWanted,
     Always,
@@ -151,8 +157,8 @@ pub enum ApplyError {
         format: u32,
     },
     /// What we rendered does not read back the same. It was not written.
-    #[error("the rendered file does not read back the same{}", .0.as_ref().map(|it| format!(": {it}")).unwrap_or_default())]
-    NotReadBack(Option<ConfError>),
+    #[error("the rendered file does not read back the same: {0}")]
+    NotReadBack(ConfError),
     /// nats-server would not accept the new contents; it accepts the former.
     #[error("nats-server rejects the new file: {0}")]
     Rejected(String),
@@ -214,6 +220,7 @@ impl AuthFile {
             },
             main_config: options.nats.config_file.clone(),
             server_binary: options.nats.server_binary.clone(),
+            said: None,
             checked_with: None,
             asked: None,
             judge: None,
@@ -273,19 +280,29 @@ impl AuthFile {
         // What happens to it from now on is news.
         self.left = shape(&self.path);
         let text = self.text()?;
+        let hash = hash(&text);
+        if let Some((_, desired)) = self.said.as_ref().filter(|(of, _)| *of == hash) {
+            let desired = Some(Arc::clone(desired));
+            return Ok(Current { text, desired, hash, foreign: false });
+        }
         let path = || self.path.clone();
+        let mut foreign = false;
         let desired = match parse(&text) {
-            Found::Ours(desired) => Some(desired),
+            Found::Ours(desired) => Some(Arc::from(desired)),
             Found::Empty => None,
             Found::Torn(err) => {
                 warn!(path = %self.path.display(), %err, "the auth file is torn or was edited");
                 None
             }
-            Found::Newer(_) | Found::Foreign(_) if adopt == Adopt::Yes => None,
+            Found::Newer(_) | Found::Foreign(_) if adopt == Adopt::Yes => {
+                foreign = true;
+                None
+            }
             Found::Newer(format) => return Err(ApplyError::Newer { path: path(), format }),
             Found::Foreign(by) => return Err(ApplyError::Foreign { path: path(), by }),
         };
-        Ok(Current { text, desired })
+        self.said = desired.clone().map(|it| (hash.clone(), it));
+        Ok(Current { text, desired, hash, foreign })
     }
 
     /// Returns when the file is not as the last pass left it. May be dropped at any time.
@@ -300,7 +317,8 @@ impl AuthFile {
     fn text(&self) -> Result<String, ApplyError> {
         Ok(match fs::read(&self.path) {
             // What is not UTF-8 is not ours, or torn, and that shows all the same.
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Ok(bytes) => String::from_utf8(bytes)
+                .unwrap_or_else(|it| String::from_utf8_lossy(it.as_bytes()).into_owned()),
             Err(err) if err.kind() == io::ErrorKind::NotFound => String::new(),
             Err(err) => return Err(self.io("read", err)),
         })
@@ -321,9 +339,9 @@ impl AuthFile {
     }
 
     /// The file as it is, for servers that may not run it yet.
-    pub async fn as_it_is(&mut self, text: &str) -> Result<Applied, ApplyError> {
+    pub async fn as_it_is(&mut self, current: &Current) -> Result<Applied, ApplyError> {
         let judge = self.judge().await;
-        self.applied(false, text, stamp(text), judge)
+        self.applied(false, current.hash.clone(), stamp(&current.text), judge)
     }
 
     /// The version of the nats-server program that judges configs, if there is one.
@@ -336,8 +354,8 @@ impl AuthFile {
     /// With `stamped`, servers can show by their metadata that they run it.
     pub async fn replace(
         &mut self,
-        desired: &Desired,
-        former: &str,
+        desired: Arc<Desired>,
+        former: &Current,
         stamped: bool,
     ) -> Result<Applied, ApplyError> {
         self.put(desired, former, stamped, Keep::IfWanted).await
@@ -346,8 +364,8 @@ impl AuthFile {
     /// As [`AuthFile::replace`], but not without a backup, whatever the settings say.
     pub async fn restore(
         &mut self,
-        desired: &Desired,
-        former: &str,
+        desired: Arc<Desired>,
+        former: &Current,
         stamped: bool,
     ) -> Result<Applied, ApplyError> {
         self.put(desired, former, stamped, Keep::Always).await
@@ -355,39 +373,43 @@ impl AuthFile {
 
     async fn put(
         &mut self,
-        desired: &Desired,
-        former: &str,
+        desired: Arc<Desired>,
+        former: &Current,
         stamped: bool,
         keep: Keep,
     ) -> Result<Applied, ApplyError> {
-        let (text, stamp) = ready(desired, stamped)?;
+        let (text, stamp) = ready(&desired, stamped)?;
 
+        let begun = Instant::now();
+        let hash = hash(&text);
         let judge = self.judge().await;
         let main = self.main_config()?;
         let with = judge.as_ref().zip(main).map(|(judge, main)| (main, judge.version.clone()));
         if with != self.checked_with || with.is_none() {
             // Not seen together before, so nothing is renamed before nats-server has seen it.
             let good = self.good();
-            let formers = [Some(former), good.as_ref().map(|it| &*it.text)];
-            let formers: Vec<_> = formers.into_iter().flatten().collect();
+            let formers = [Some(former), good.as_ref()];
+            let formers: Vec<_> =
+                formers.into_iter().flatten().map(|it| it.text.as_str()).collect();
             self.check(judge.as_ref(), &text, &formers).await?;
             self.checked_with = with;
         }
-        match (parse(former), keep) {
-            (Found::Empty, _) => (),
-            (Found::Foreign(_) | Found::Newer(_), _) | (_, Keep::Always) => {
-                self.back_up().map_err(|err| self.io("backed up", err))?;
-            }
-            (Found::Ours(_) | Found::Torn(_), Keep::IfWanted) if !self.backups.ours => (),
-            (Found::Ours(_) | Found::Torn(_), Keep::IfWanted) => {
-                // That it cannot be kept is no reason to let a removed user stay.
-                if let Err(err) = self.back_up() {
-                    warn!(%err, "no backup of the former auth file");
-                }
+        debug!(took = ?begun.elapsed(), "checked");
+
+        let begun = Instant::now();
+        let there = !former.text.trim().is_empty();
+        if there && (former.foreign || keep == Keep::Always) {
+            self.back_up().map_err(|err| self.io("backed up", err))?;
+        } else if there && self.backups.ours {
+            // That it cannot be kept is no reason to let a removed user stay.
+            if let Err(err) = self.back_up() {
+                warn!(%err, "no backup of the former auth file");
             }
         }
         self.write(&text)?;
-        self.applied(true, &text, stamp, judge)
+        self.said = Some((hash.clone(), desired));
+        debug!(took = ?begun.elapsed(), bytes = text.len(), "written");
+        self.applied(true, hash, stamp, judge)
     }
 
     /// Returns if nats-server refuses the file for its own sake: with one of `formers`, or with the
@@ -458,7 +480,7 @@ impl AuthFile {
                 warn!("the former auth file was put back, less what was taken away since");
             }
             // Servers that run the very same already are not to reload.
-            return self.applied(!same, &text, stamp, judge).map(Some);
+            return self.applied(!same, hash(&text), stamp, judge).map(Some);
         }
         Ok(None)
     }
@@ -476,26 +498,33 @@ impl AuthFile {
     ) -> Result<(), ApplyError> {
         let Some(judge) = judge else { return Ok(()) };
         let scratch = TempDir::new().map_err(|err| self.io("checked", err))?;
+        let main = self.main_config()?;
+        let in_place = async |text: &str, name: &str| {
+            let Some(files) = main.as_ref().and_then(|it| it.with_auth_file(text)) else {
+                return Ok(None);
+            };
+            let dir = scratch.path().join(name);
+            fs::create_dir(&dir).map_err(|err| self.io("checked", err))?;
+            for (name, contents) in files {
+                self.scratch(&dir.join(name), &contents)?;
+            }
+            let asked = judge.ask(&dir.join(MainConfig::FIRST)).await;
+            Ok::<_, ApplyError>(Some(asked.map_err(|said| reasons(&said, &dir))))
+        };
+        let asked = in_place(text, "new").await?;
+        if matches!(asked, Some(Ok(_))) {
+            return Ok(());
+        }
         let alone = scratch.path().join("auth.conf");
         self.scratch(&alone, text)?;
         if let Err(said) = judge.ask(&alone).await {
             return Err(ApplyError::Rejected(reasons(&said, scratch.path())));
         }
-        let Some(main) = self.main_config()? else { return Ok(()) };
-        let ask = async |text: &str, name: &str| {
-            let dir = scratch.path().join(name);
-            fs::create_dir(&dir).map_err(|err| self.io("checked", err))?;
-            let Some(files) = main.with_auth_file(text) else { return Ok(Ok(None)) };
-            for (name, contents) in files {
-                self.scratch(&dir.join(name), &contents)?;
-            }
-            let asked = judge.ask(&dir.join(MainConfig::FIRST)).await;
-            Ok::<_, ApplyError>(asked.map_err(|said| reasons(&said, &dir)))
-        };
-        let Err(said) = ask(text, "new").await? else { return Ok(()) };
-        for (n, former) in formers.iter().enumerate() {
-            if ask(former, &format!("former-{n}")).await?.is_ok() {
-                return Err(ApplyError::Rejected(said));
+        if let Some(Err(said)) = asked {
+            for (n, former) in formers.iter().enumerate() {
+                if matches!(in_place(former, &format!("former-{n}")).await?, Some(Ok(_))) {
+                    return Err(ApplyError::Rejected(said));
+                }
             }
         }
         Ok(())
@@ -523,7 +552,7 @@ impl AuthFile {
     fn applied(
         &mut self,
         changed: bool,
-        text: &str,
+        hash: String,
         stamp: Option<String>,
         judge: Option<Judge>,
     ) -> Result<Applied, ApplyError> {
@@ -531,7 +560,6 @@ impl AuthFile {
         if changed {
             self.left = shape(&self.path);
         }
-        let hash = hash(text);
         let main = self.main_config()?;
         let main_changed = main.as_ref().map(MainConfig::changed);
         let with = main.clone().zip(judge.clone());
@@ -617,7 +645,10 @@ impl AuthFile {
     fn good(&self) -> Option<Current> {
         let text = fs::read_to_string(self.beside("good")).ok()?;
         match parse(&text) {
-            Found::Ours(desired) => Some(Current { text, desired: Some(desired) }),
+            Found::Ours(desired) => {
+                let hash = hash(&text);
+                Some(Current { text, desired: Some(Arc::from(desired)), hash, foreign: false })
+            }
             Found::Torn(_) | Found::Empty | Found::Foreign(_) | Found::Newer(_) => None,
         }
     }
@@ -868,17 +899,13 @@ fn reasons(said: &str, folder: &Path) -> String {
 
 /// The text that says this, and its stamp, if it is to have one.
 fn ready(desired: &Desired, stamped: bool) -> Result<(String, Option<String>), ApplyError> {
+    let begun = Instant::now();
     let text = render(desired);
-    match parse(&text) {
-        Found::Ours(read) if *read == *desired => (),
-        Found::Torn(err) => return Err(ApplyError::NotReadBack(Some(err))),
-        Found::Ours(_) | Found::Empty | Found::Foreign(_) | Found::Newer(_) => {
-            return Err(ApplyError::NotReadBack(None));
-        }
-    }
+    reads_back(&text, desired).map_err(ApplyError::NotReadBack)?;
+    debug!(took = ?begun.elapsed(), "rendered");
     let stamp = stamped.then(|| hash(&text));
     let now = format!("{:.0}", jiff::Timestamp::now());
-    Ok((dated(&text, &now, stamp.as_deref()), stamp))
+    Ok((dated(text, &now, stamp.as_deref()), stamp))
 }
 
 /// Names the text, so that the same text is known again.

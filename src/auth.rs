@@ -26,6 +26,6 @@ pub use explain::{Action, Answer, Explain, Question, Verdict};
 pub use finding::{Effect, Finding, Problem};
 pub use lint::{Advice, Remark, lint};
 pub use matching::Delivery;
-pub use render::{Found, closed, dated, parse, render, stamp};
+pub use render::{Found, closed, dated, parse, reads_back, render, stamp};
 pub use snapshot::{PasswordHash, Permissions, RoleRecord, Snapshot, UserRecord};
 pub use subject::{BadSubject, Subject, check_template};

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     pin::pin,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -80,11 +81,11 @@ pub enum GiveBack {
 #[derive(Debug)]
 pub struct Plan {
     /// What NATS should allow.
-    pub desired: Desired,
+    pub desired: Arc<Desired>,
     /// How the file differs from that.
     pub changes: Changes,
     /// What the file says now, if it says anything that counts.
-    pub former: Option<Box<Desired>>,
+    pub former: Option<Arc<Desired>>,
     /// Whether the file would be written: it differs in meaning, or is not whole.
     pub write: bool,
     /// Why the pass would be held back.
@@ -297,6 +298,7 @@ impl<S: Source> Reconciler<S> {
         // First: else another pass could write what is newer than this look.
         let _lock = self.file.lock_for_a_pass().await?;
         let snapshot = self.read().await;
+        debug!(took = ?begun.elapsed(), "read");
         let current = self.file.read(consent.adopt)?; // refuses a file that we did not write
         let main_config = self.file.main_config()?;
         let snapshot = match snapshot {
@@ -320,19 +322,21 @@ impl<S: Source> Reconciler<S> {
         {
             return Ok(None);
         }
+        // Of many users it is large, and hardly ever needed again.
+        let seen = self.filter.is_some().then_some(snapshot);
         if let Some(refused) = plan.refused.filter(|_| wanted && !consent.removals) {
             return Err(self.keep(&current, main_config.as_ref(), refused.into()).await);
         }
         self.board.is_at(Step::Apply);
         // A server that joined later may know no stamps, and would refuse the file for its own.
-        let kept = current.desired.as_deref().filter(|_| !wanted);
+        let kept = current.desired.as_ref().filter(|_| !wanted);
         let ages = kept.is_some() && stamp(&current.text).is_some();
         let unstamp = ages && !self.servers.know_stamps().await;
         let applied = if wanted || unstamp {
             let stamped = !unstamp && self.stamped(main_config.as_ref()).await;
             let desired = kept.unwrap_or(&plan.desired);
             self.doing.send_replace("checking and writing the auth file");
-            let applied = match self.file.replace(desired, &current.text, stamped).await {
+            let applied = match self.file.replace(Arc::clone(desired), &current, stamped).await {
                 Err(error @ ApplyError::Rejected(_)) => {
                     let formers = &[&current];
                     return Err(self.go_back(desired, formers, main_config.as_ref(), error).await);
@@ -345,10 +349,10 @@ impl<S: Source> Reconciler<S> {
             }
             applied
         } else {
-            self.file.as_it_is(&current.text).await?
+            self.file.as_it_is(&current).await?
         };
         if wanted || !plan.write {
-            self.seen = self.filter.is_some().then_some(snapshot);
+            self.seen = seen;
         }
 
         let holds =
@@ -445,7 +449,7 @@ impl<S: Source> Reconciler<S> {
         why: ReconcileError,
     ) -> ReconcileError {
         if let Some(desired) = &current.desired {
-            let kept = match self.file.as_it_is(&current.text).await {
+            let kept = match self.file.as_it_is(current).await {
                 Ok(applied) => self.enforce(&applied, desired, current, main_config).await,
                 Err(error) => Err(error.into()),
             };
@@ -466,7 +470,7 @@ impl<S: Source> Reconciler<S> {
         plan.remarks = lint(&snapshot, &self.policy);
         if !plan.write && plan.misplaced.is_none() {
             self.doing.send_replace("waiting for nats-server");
-            plan.servers = self.servers.survey(&self.file.as_it_is(&current.text).await?).await;
+            plan.servers = self.servers.survey(&self.file.as_it_is(&current).await?).await;
         }
         plan.former = current.desired;
         Ok(plan)
@@ -486,7 +490,7 @@ impl<S: Source> Reconciler<S> {
         let _lock = self.file.lock_for_a_pass().await?;
         let current = self.file.read(Adopt::No)?;
         let main_config = self.file.main_config()?;
-        let backup = self.file.backup(name)?;
+        let backup: Arc<Desired> = self.file.backup(name)?.into();
         let nothing = Desired::default();
         let former = current.desired.as_deref().unwrap_or(&nothing);
         let diff = Diff::between(former, &backup);
@@ -498,11 +502,11 @@ impl<S: Source> Reconciler<S> {
         let applied = if changed {
             let stamped = self.stamped(main_config.as_ref()).await;
             self.doing.send_replace("checking and writing the auth file");
-            let applied = self.file.restore(&backup, &current.text, stamped).await?;
+            let applied = self.file.restore(Arc::clone(&backup), &current, stamped).await?;
             self.servers.cut_off(&changes.users_losing);
             applied
         } else {
-            self.file.as_it_is(&current.text).await?
+            self.file.as_it_is(&current).await?
         };
         let servers = self.enforce(&applied, &backup, &current, main_config.as_ref()).await?;
         let (users, cut_off) = (backup.users.len(), self.servers.receipt());
@@ -519,10 +523,9 @@ impl<S: Source> Reconciler<S> {
     }
 
     /// What NATS should allow now, and what had to be left out. Looks at no auth file.
-    pub async fn desired(&mut self) -> Result<(Desired, Vec<Finding>), ReconcileError> {
+    pub async fn desired(&mut self) -> Result<(Arc<Desired>, Vec<Finding>), ReconcileError> {
         let snapshot = self.read().await?;
-        let nothing = Current { text: String::new(), desired: None };
-        let plan = self.decide(&snapshot, &nothing, self.file.main_config()?.as_ref());
+        let plan = self.decide(&snapshot, &Current::default(), self.file.main_config()?.as_ref());
         Ok((plan.desired, plan.findings))
     }
 
@@ -551,14 +554,16 @@ impl<S: Source> Reconciler<S> {
         current: &Current,
         main_config: Option<&MainConfig>,
     ) -> Plan {
+        let begun = Instant::now();
         self.doing.send_replace("working out who may do what");
         let (desired, findings) = Desired::new(snapshot, &self.policy(main_config));
         let nothing = Desired::default();
         let changes = Changes::between(current.desired.as_deref().unwrap_or(&nothing), &desired);
+        debug!(took = ?begun.elapsed(), "decided");
         Plan {
             write: current.desired.is_none() || !changes.is_empty(),
             refused: changes.check(self.limits, snapshot).err(),
-            desired,
+            desired: Arc::new(desired),
             changes,
             findings,
             former: None,
@@ -706,7 +711,7 @@ fn tell_findings(before: &[Finding], findings: &[Finding]) {
 /// One line for each change of the file, or of what a server runs.
 fn tell(changes: &Changes, applied: &Applied, servers: &[Outcome], took: Duration) {
     if !applied.changed && servers.iter().all(|it| it.took.is_none()) {
-        debug!("nothing to do");
+        debug!(?took, "nothing to do");
         return;
     }
     let changes = applied.changed.then(|| field::display(changes));

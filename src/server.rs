@@ -17,7 +17,7 @@ use std::{
 
 use futures_util::future::join_all;
 use tokio::time::{self, Instant};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::{
     apply::{Applied, Digest},
@@ -403,7 +403,9 @@ impl Servers {
 
         let begun = Instant::now();
         let deadline = begun + self.timeout;
-        wanted.ordered = Some(SystemTime::now());
+        let ordered = SystemTime::now();
+        wanted.ordered = Some(ordered);
+        debug!(servers = stale.len(), "ordered to reload");
         let order = self.order(file, &stale, &mut cut, &answers, deadline);
         let mut orders = if file.changed {
             // `nats-server -t` is slow with many users; the servers load the file meanwhile.
@@ -427,6 +429,10 @@ impl Servers {
                 answers.iter().any(|it| it.server == *name && it.running.is_err())
             });
             for id in self.judge(&answers, &wanted) {
+                let mut running = answers.iter().filter_map(Answer::ok);
+                let running = running.find(|it| it.id == id);
+                let reload = running.and_then(|it| it.loaded.duration_since(ordered).ok());
+                debug!(?reload, took = ?begun.elapsed(), "proven");
                 took.insert(id, begun.elapsed());
             }
             if !self.reload.reaches_the_silent() {

@@ -16,7 +16,7 @@ pub struct MainConfig {
     /// The main config, then what it includes, but for the auth file.
     files: Vec<ConfFile>,
     /// All entries, those of included files in their place, or why they cannot be told.
-    entries: Result<Vec<Entry>, ConfError>,
+    entries: Result<Vec<Entry<'static>>, ConfError>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -198,7 +198,7 @@ impl MainConfig {
         if self.entries.is_ok() { pairs.collect() } else { Vec::new() }
     }
 
-    fn authorizations(&self) -> impl Iterator<Item = &Node> {
+    fn authorizations(&self) -> impl Iterator<Item = &Node<'static>> {
         let entries = self.entries.as_deref().unwrap_or_default();
         let blocks = entries.iter().filter(|it| it.key.eq_ignore_ascii_case("authorization"));
         blocks.map(|it| resolved(&it.value, entries))
@@ -298,9 +298,10 @@ fn read(
     auth_file: &Path,
     files: &mut Vec<ConfFile>,
     depth: usize,
-) -> io::Result<Result<Vec<Entry>, ConfError>> {
+) -> io::Result<Result<Vec<Entry<'static>>, ConfError>> {
     let text = String::from_utf8_lossy(&fs::read(path)?).into_owned();
-    let parsed = conf::read(&text);
+    let parsed =
+        conf::read(&text).map(|it| it.into_iter().map(Entry::into_owned).collect::<Vec<_>>());
     let n = files.len();
     let changed = fs::metadata(path)?.modified()?;
     files.push(ConfFile { text, changed, includes: Vec::new() });
@@ -314,20 +315,20 @@ fn read(
 
 /// Puts the entries of included files in the place of each `include`, however deep it stands.
 fn expand(
-    entries: Vec<Entry>,
+    entries: Vec<Entry<'static>>,
     path: &Path,
     auth_file: &Path,
     files: &mut Vec<ConfFile>,
     n: usize,
     depth: usize,
-) -> io::Result<Result<Vec<Entry>, ConfError>> {
+) -> io::Result<Result<Vec<Entry<'static>>, ConfError>> {
     let mut expanded = Vec::new();
     for mut entry in entries {
         let include = entry.value.text().filter(|_| entry.key.eq_ignore_ascii_case("include"));
         if let Some(value) = include.map(str::to_owned) {
             let included = joined(folder(path), &value);
             let target = if real(&included) == *auth_file {
-                expanded.push(Entry { key: AUTH_FILE.to_owned(), ..entry.clone() });
+                expanded.push(Entry { key: AUTH_FILE.into(), ..entry.clone() });
                 Target::AuthFile
             } else {
                 let target = Target::File(files.len());
@@ -366,7 +367,7 @@ fn real(path: &Path) -> PathBuf {
 }
 
 /// A value, variables looked up where nats-server looks, but for inner maps.
-fn resolved<'a>(node: &'a Node, entries: &'a [Entry]) -> &'a Node {
+fn resolved<'n, 'a>(node: &'n Node<'a>, entries: &'n [Entry<'a>]) -> &'n Node<'a> {
     let Node::Variable(name) = node else { return node };
     entries.iter().rfind(|it| it.key == *name).map_or(node, |it| &it.value)
 }
@@ -386,9 +387,9 @@ fn is_closed(block: &Node, entries: &[Entry]) -> bool {
 }
 
 /// The text of a value.
-fn word(node: &Node, entries: &[Entry]) -> Option<String> {
+fn word(node: &Node<'_>, entries: &[Entry<'_>]) -> Option<String> {
     match resolved(node, entries) {
-        Node::Variable(name) => std::env::var(name).ok(),
+        Node::Variable(name) => std::env::var(&**name).ok(),
         other => other.text().map(str::to_owned),
     }
 }

@@ -5,12 +5,13 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use fs_err as fs;
 
 use super::{ApplyError, AuthFile, MainConfig, Placement, folder, reasons};
-use crate::{auth::Desired, options::Options};
+use crate::options::Options;
 
 /// Whether a file that is there already is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +52,7 @@ impl AuthFile {
         let _lock = self.lock_for_a_pass().await?;
         let current = self.read(super::Adopt::No)?;
         if current.desired.is_none() {
-            self.replace(&Desired::default(), &current.text, false).await?;
+            self.replace(Arc::default(), &current, false).await?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 use std::{
-    collections::{BTreeSet, HashMap},
-    fmt,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt, iter,
 };
 
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -107,28 +107,42 @@ impl Changes {
         let gone = old.roles.keys().filter(|it| !new.roles.contains_key(*it));
         changes.roles_removed = gone.map(ToString::to_string).collect();
 
-        for (login, user) in &new.users {
-            let Some(before) = old.users.get(login) else {
+        let mut narrowed = Narrowed::new();
+        for (login, before, after) in pairs(&old.users, &new.users) {
+            let Some(before) = before else {
                 changes.users_added.push(login.clone());
                 continue;
             };
-            let same_grant = match (&before.grant, &user.grant) {
+            let Some(after) = after else {
+                changes.users_removed.push(login.clone());
+                changes.users_losing.push(login.clone());
+                continue;
+            };
+            let (was, is) = (old.rules(before), new.rules(after));
+            let same_proof = before.credential == after.credential;
+            let same_grant = match (&before.grant, &after.grant) {
                 // If the role or the defaults differ, then that is the change.
                 (Grant::Role(one), Grant::Role(other)) if one == other => true,
                 (Grant::Defaults, Grant::Defaults) => true,
                 // The same rights written elsewhere are the same rights.
-                _ => old.rules(before) == new.rules(user),
+                _ => was == is,
             };
-            let same = same_grant
-                && before.credential == user.credential
-                && before.connection_types == user.connection_types;
-            if !same {
+            let same_types = before.connection_types == after.connection_types;
+            if !(same_grant && same_proof && same_types) {
                 changes.users_changed.push(login.clone());
             }
+            let fewer_types = !same_types
+                && !after.connection_types.is_empty()
+                && (before.connection_types.is_empty()
+                    || !before.connection_types.is_subset(&after.connection_types));
+            // Thousands may share a role, and two roles are compared once: they are told apart by
+            // place.
+            let mut narrower =
+                || *narrowed.entry((was, is)).or_insert_with(|| was != is && narrows(was, is));
+            if !same_proof || fewer_types || narrower() {
+                changes.users_losing.push(login.clone());
+            }
         }
-        changes.users_removed =
-            old.users.keys().filter(|it| !new.users.contains_key(*it)).cloned().collect();
-        changes.users_losing = losing(old, new);
         changes
     }
 
@@ -167,7 +181,7 @@ impl Desired {
     #[must_use]
     pub fn reduced_by(&self, newer: &Desired) -> Desired {
         let mut reduced = self.clone();
-        for login in losing(self, newer) {
+        for login in Changes::between(self, newer).users_losing {
             let user = newer.users.get(&login).map(|user| {
                 // A role of this name may be another one here.
                 let grant = Grant::Own(Box::new(newer.rules(user).clone()));
@@ -185,23 +199,21 @@ impl Desired {
     }
 }
 
-/// The users of `old` to whom `new` leaves less.
-fn losing(old: &Desired, new: &Desired) -> Vec<String> {
-    // Thousands may share a role, and two roles are compared once: they are told apart by place.
-    let mut narrowed: HashMap<(*const Rules, *const Rules), bool> = HashMap::new();
-    let mut loses = |before: &User, after: &User| {
-        let (was, is) = (old.rules(before), new.rules(after));
-        before.credential != after.credential
-            || (!after.connection_types.is_empty()
-                && (before.connection_types.is_empty()
-                    || !before.connection_types.is_subset(&after.connection_types)))
-            || *narrowed.entry((was, is)).or_insert_with(|| was != is && narrows(was, is))
-    };
-    let less = old.users.iter().filter(|(login, before)| match new.users.get(*login) {
-        None => true,
-        Some(after) => loses(before, after),
-    });
-    less.map(|(login, _)| login.clone()).collect()
+/// Whether one set of rules is narrower than another, by their places.
+type Narrowed = HashMap<(*const Rules, *const Rules), bool>;
+
+/// Every login that either has, in order, with the user of each.
+fn pairs<'a>(
+    old: &'a BTreeMap<String, User>,
+    new: &'a BTreeMap<String, User>,
+) -> impl Iterator<Item = (&'a String, Option<&'a User>, Option<&'a User>)> {
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    iter::from_fn(move || {
+        let first = old.peek().map(|it| it.0).into_iter().chain(new.peek().map(|it| it.0)).min()?;
+        let before = old.next_if(|it| it.0 == first).map(|it| it.1);
+        let after = new.next_if(|it| it.0 == first).map(|it| it.1);
+        Some((first, before, after))
+    })
 }
 
 /// Whether something that `old` allows is not allowed by `new`. In doubt it is so.

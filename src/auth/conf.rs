@@ -1,30 +1,30 @@
 //! nats-server's configuration grammar, as far as it takes to read a file of ours and to look into
 //! an operator's: a tree of words, nothing evaluated.
 
-use std::fmt::Write as _;
+use std::{borrow::Cow, fmt::Write as _};
 
-/// A value in a nats-server config.
+/// A value in a nats-server config. Its words are the text's own, where nothing is escaped.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Node {
+pub enum Node<'a> {
     /// `{ key: value … }`, in the order written.
-    Map(Vec<Entry>),
+    Map(Vec<Entry<'a>>),
     /// `[ value, … ]`
-    List(Vec<Node>),
+    List(Vec<Node<'a>>),
     /// A quoted string, always a string to nats-server.
-    Text(String),
+    Text(Cow<'a, str>),
     /// An unquoted word: a string, a number, a size, a bool.
-    Word(String),
+    Word(Cow<'a, str>),
     /// `$NAME`
-    Variable(String),
+    Variable(Cow<'a, str>),
 }
 
 /// One `key: value`, or one `include "path"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct Entry<'a> {
     /// The key as written; nats-server folds the case of the keys that it knows.
-    pub key: String,
+    pub key: Cow<'a, str>,
     /// Its value.
-    pub value: Node,
+    pub value: Node<'a>,
     /// The line it begins on, from 1.
     pub line: usize,
 }
@@ -40,8 +40,8 @@ pub struct ConfError {
 }
 
 /// Reads a config. `include`s are entries, not followed.
-pub fn read(text: &str) -> Result<Vec<Entry>, ConfError> {
-    let mut reader = Reader { rest: text, line: 1, depth: 0 };
+pub fn read(text: &str) -> Result<Vec<Entry<'_>>, ConfError> {
+    let mut reader = Reader::new(text);
     reader.blank(",;");
     if reader.take('{') {
         let entries = reader.entries(Some('}'))?;
@@ -72,9 +72,9 @@ pub fn quote(text: &str) -> String {
     quoted
 }
 
-impl Node {
+impl<'a> Node<'a> {
     /// The entries, of a map.
-    pub fn entries(&self) -> &[Entry] {
+    pub fn entries(&self) -> &[Entry<'a>] {
         match self {
             Node::Map(entries) => entries,
             Node::List(_) | Node::Text(_) | Node::Word(_) | Node::Variable(_) => &[],
@@ -82,7 +82,7 @@ impl Node {
     }
 
     /// The items, of a list.
-    pub fn items(&self) -> &[Node] {
+    pub fn items(&self) -> &[Node<'a>] {
         match self {
             Node::List(items) => items,
             Node::Map(_) | Node::Text(_) | Node::Word(_) | Node::Variable(_) => &[],
@@ -98,52 +98,87 @@ impl Node {
     }
 
     /// The value of the last entry with the key, which is the one that nats-server takes.
-    pub fn at(&self, key: &str) -> Option<&Node> {
+    pub fn at(&self, key: &str) -> Option<&Node<'a>> {
         last(self.entries(), key)
+    }
+
+    /// The same value, of no text.
+    pub fn into_owned(self) -> Node<'static> {
+        let owned = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        match self {
+            Node::Map(entries) => Node::Map(entries.into_iter().map(Entry::into_owned).collect()),
+            Node::List(items) => Node::List(items.into_iter().map(Node::into_owned).collect()),
+            Node::Text(text) => Node::Text(owned(text)),
+            Node::Word(word) => Node::Word(owned(word)),
+            Node::Variable(name) => Node::Variable(owned(name)),
+        }
+    }
+}
+
+impl Entry<'_> {
+    /// The same entry, of no text.
+    pub fn into_owned(self) -> Entry<'static> {
+        let Entry { key, value, line } = self;
+        Entry { key: Cow::Owned(key.into_owned()), value: value.into_owned(), line }
     }
 }
 
 /// The value of the last entry with the key, in any letter case.
-pub fn last<'a>(entries: &'a [Entry], key: &str) -> Option<&'a Node> {
+pub fn last<'n, 'a>(entries: &'n [Entry<'a>], key: &str) -> Option<&'n Node<'a>> {
     entries.iter().rfind(|it| it.key.eq_ignore_ascii_case(key)).map(|it| &it.value)
 }
 
-struct Reader<'a> {
+/// Reads a config piece by piece, so that a long one need not be there as a tree.
+pub(super) struct Reader<'a> {
     rest: &'a str,
-    line: usize,
+    /// The line that is read, from 1.
+    pub(super) line: usize,
     depth: usize,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     /// Deeper than any config; keeps a hostile one from overflowing the stack.
     const MAX_DEPTH: usize = 64;
 
-    fn entries(&mut self, end: Option<char>) -> Result<Vec<Entry>, ConfError> {
-        let mut entries = Vec::new();
-        loop {
-            self.blank(",;");
-            match (self.rest.chars().next(), end) {
-                (None, None) => return Ok(entries),
-                (None, Some(_)) => return self.fail("expected `}`"),
-                (Some(it), Some(end)) if it == end => {
-                    self.take(end);
-                    return Ok(entries);
-                }
-                (Some(_), _) => (),
-            }
-            let line = self.line;
-            let key = self.key()?;
-            self.blank("");
-            if !self.take('=') {
-                self.take(':');
-            }
-            self.blank("");
-            let value = self.value()?;
-            entries.push(Entry { key, value, line });
-        }
+    pub(super) fn new(text: &'a str) -> Reader<'a> {
+        Reader { rest: text, line: 1, depth: 0 }
     }
 
-    fn key(&mut self) -> Result<String, ConfError> {
+    fn entries(&mut self, end: Option<char>) -> Result<Vec<Entry<'a>>, ConfError> {
+        let mut entries = Vec::new();
+        while let Some((key, line)) = self.entry(end)? {
+            entries.push(Entry { key: Cow::Borrowed(key), value: self.value()?, line });
+        }
+        Ok(entries)
+    }
+
+    /// The key and line of the next entry, whose value comes next. `None` behind the last one, with
+    /// `end` read.
+    pub(super) fn entry(
+        &mut self,
+        end: Option<char>,
+    ) -> Result<Option<(&'a str, usize)>, ConfError> {
+        self.blank(",;");
+        match (self.rest.chars().next(), end) {
+            (None, None) => return Ok(None),
+            (None, Some(_)) => return self.fail("expected `}`"),
+            (Some(it), Some(end)) if it == end => {
+                self.take(end);
+                return Ok(None);
+            }
+            (Some(_), _) => (),
+        }
+        let line = self.line;
+        let key = self.key()?;
+        self.blank("");
+        if !self.take('=') {
+            self.take(':');
+        }
+        self.blank("");
+        Ok(Some((key, line)))
+    }
+
+    fn key(&mut self) -> Result<&'a str, ConfError> {
         if let Some(quote) = ['"', '\''].into_iter().find(|it| self.rest.starts_with(*it)) {
             self.take(quote);
             // Keys have no escapes.
@@ -151,7 +186,7 @@ impl Reader<'_> {
                 return self.fail("expected the key's closing quote");
             };
             self.rest = rest;
-            return Ok(key.to_owned());
+            return Ok(key);
         }
         let end = |it: char| it.is_whitespace() || matches!(it, '=' | ':' | '{' | '}' | '[' | ']');
         let (key, rest) = self.rest.split_at(self.rest.find(end).unwrap_or(self.rest.len()));
@@ -159,10 +194,11 @@ impl Reader<'_> {
             return self.fail("expected a key");
         }
         self.rest = rest;
-        Ok(key.to_owned())
+        Ok(key)
     }
 
-    fn value(&mut self) -> Result<Node, ConfError> {
+    /// The next value.
+    pub(super) fn value(&mut self) -> Result<Node<'a>, ConfError> {
         self.depth += 1;
         if self.depth > Reader::MAX_DEPTH {
             return self.fail("expected less nesting");
@@ -179,7 +215,7 @@ impl Reader<'_> {
             };
             self.line += text.matches('\n').count();
             self.rest = rest;
-            Node::Text(text.to_owned())
+            Node::Text(text.into())
         } else if self.take('(') {
             // A block string ends with a `)` on a line of its own.
             let closing = |line: &&str| line.trim() == ")";
@@ -187,10 +223,10 @@ impl Reader<'_> {
                 return self.fail("expected `)` on a line of its own");
             };
             let length = end.as_ptr() as usize - self.rest.as_ptr() as usize;
-            let text = self.rest[..length].to_owned();
+            let text = &self.rest[..length];
             self.line += text.matches('\n').count();
             self.rest = self.rest[length..].trim_start_matches([' ', '\t']).trim_start_matches(')');
-            Node::Text(text)
+            Node::Text(text.into())
         } else {
             let end = |it: char| it.is_whitespace() || matches!(it, ',' | ';' | ']' | '}');
             let (word, rest) = self.rest.split_at(self.rest.find(end).unwrap_or(self.rest.len()));
@@ -200,36 +236,42 @@ impl Reader<'_> {
             self.rest = rest;
             match word.strip_prefix('$') {
                 // An unquoted bcrypt hash is a string.
-                Some(name) if !word.starts_with("$2") => Node::Variable(name.to_owned()),
-                _ => Node::Word(word.to_owned()),
+                Some(name) if !word.starts_with("$2") => Node::Variable(name.into()),
+                _ => Node::Word(word.into()),
             }
         };
         self.depth -= 1;
         Ok(value)
     }
 
-    fn items(&mut self) -> Result<Vec<Node>, ConfError> {
+    fn items(&mut self) -> Result<Vec<Node<'a>>, ConfError> {
         let mut items = Vec::new();
-        loop {
-            self.blank(",");
-            if self.rest.is_empty() {
-                return self.fail("expected `]`");
-            }
-            if self.take(']') {
-                return Ok(items);
-            }
-            items.push(self.value()?);
+        while let Some(item) = self.item()? {
+            items.push(item);
         }
+        Ok(items)
     }
 
-    fn double_quoted(&mut self) -> Result<String, ConfError> {
-        let mut text = String::new();
+    /// The next item of a list. `None` behind the last one, with the `]` read.
+    pub(super) fn item(&mut self) -> Result<Option<Node<'a>>, ConfError> {
+        self.blank(",");
+        if self.rest.is_empty() {
+            return self.fail("expected `]`");
+        }
+        if self.take(']') {
+            return Ok(None);
+        }
+        self.value().map(Some)
+    }
+
+    fn double_quoted(&mut self) -> Result<Cow<'a, str>, ConfError> {
+        let mut text = Cow::Borrowed("");
         loop {
             let Some(at) = self.rest.find(['"', '\\']) else {
                 return self.fail("expected the closing quote");
             };
             let (plain, rest) = self.rest.split_at(at);
-            text.push_str(plain);
+            text += plain;
             self.line += plain.matches('\n').count();
             self.rest = rest;
             if self.take('"') {
@@ -253,7 +295,7 @@ impl Reader<'_> {
                 }
                 _ => return self.fail("expected one of the escapes \\n \\r \\t \\\" \\\\ \\xHH"),
             };
-            text.push(it);
+            text.to_mut().push(it);
             self.rest = &self.rest[length..];
         }
     }
@@ -274,7 +316,8 @@ impl Reader<'_> {
         }
     }
 
-    fn take(&mut self, it: char) -> bool {
+    /// Whether this comes next. Then it is read.
+    pub(super) fn take(&mut self, it: char) -> bool {
         match self.rest.strip_prefix(it) {
             Some(rest) => {
                 self.rest = rest;
@@ -284,7 +327,7 @@ impl Reader<'_> {
         }
     }
 
-    fn fail<T>(&self, what: &'static str) -> Result<T, ConfError> {
+    pub(super) fn fail<T>(&self, what: &'static str) -> Result<T, ConfError> {
         Err(ConfError { line: self.line, what })
     }
 }
@@ -356,8 +399,9 @@ mod tests {
     proptest! {
         #[test]
         fn quoted_text_reads_back(text in any::<String>()) {
-            let entries = read(&format!("a: [{}]", quote(&text))).unwrap();
-            prop_assert_eq!(&entries[0].value.items()[0], &Node::Text(text));
+            let config = format!("a: [{}]", quote(&text));
+            let entries = read(&config).unwrap();
+            prop_assert_eq!(&entries[0].value.items()[0], &Node::Text(text.into()));
         }
 
         #[test]

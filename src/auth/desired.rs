@@ -1,4 +1,5 @@
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
@@ -178,36 +179,35 @@ impl Desired {
     pub fn new(snapshot: &Snapshot, policy: &Policy) -> (Desired, Vec<Finding>) {
         let mut findings = Vec::new();
         let defaults = policy.defaults(&mut findings);
-        let roles: HashMap<&str, Granted> = snapshot
-            .roles
-            .iter()
-            .map(|role| (role.id.as_str(), Granted::by_role(role, policy, &mut findings)))
+        // The source may give its records in any order; findings have theirs.
+        let mut roles: Vec<&RoleRecord> = snapshot.roles.iter().collect();
+        roles.sort_by(|one, other| one.id.cmp(&other.id));
+        let roles: Roles = roles
+            .into_iter()
+            .map(|role| (Arc::from(&*role.id), Granted::by_role(role, policy, &mut findings)))
             .collect();
 
-        let mut users = BTreeMap::new();
-        for record in unambiguous(&snapshot.users, policy, &mut findings) {
-            if let Some((login, user)) = judge(record, &roles, &defaults, policy, &mut findings) {
-                users.insert(login, user);
-            }
-        }
+        let about_users = findings.len();
+        let records = unambiguous(&snapshot.users, policy, &mut findings);
+        let users = records
+            .into_iter()
+            .filter_map(|record| judge(record, &roles, &defaults, policy, &mut findings));
+        let mut users: BTreeMap<_, _> = users.collect();
+        findings[about_users..].sort_by(|one, other| one.id.cmp(&other.id));
 
         let names = identifiers(&snapshot.roles, &users);
-        let mut desired = Desired {
-            defaults: defaults.as_they_are().unwrap_or_default(),
-            login_timeout: policy.login_timeout,
-            ..Desired::default()
-        };
-        for (login, mut user) in users {
-            if let Grant::Role(id) = &user.grant {
-                let name = &names[id];
-                if !desired.roles.contains_key(name) {
-                    let rules = roles[&**id].as_they_are().expect("no template among plain roles");
-                    desired.roles.insert(Arc::clone(name), rules);
-                }
-                user.grant = Grant::Role(Arc::clone(name));
+        for user in users.values_mut() {
+            if let Grant::Role(role) = &mut user.grant {
+                *role = Arc::clone(&names[role]);
             }
-            desired.users.insert(login, user);
         }
+        let rules = |id| roles[id].as_they_are().expect("no template among plain roles");
+        let desired = Desired {
+            defaults: defaults.as_they_are().unwrap_or_default(),
+            roles: names.iter().map(|(id, name)| (Arc::clone(name), rules(id))).collect(),
+            users,
+            login_timeout: policy.login_timeout,
+        };
         (desired, findings)
     }
 
@@ -228,68 +228,87 @@ fn unambiguous<'a>(
     findings: &mut Vec<Finding>,
 ) -> Vec<&'a UserRecord> {
     let active = || records.iter().filter(|it| it.active);
-    let count = |key: fn(&UserRecord) -> &str| {
-        let mut counts: HashMap<&str, usize> = HashMap::with_capacity(records.len());
-        active().for_each(|it| *counts.entry(key(it)).or_default() += 1);
-        counts
-    };
-    let (names, nkeys) = (count(|it| &it.username), count(|it| &it.nkey));
-    let mut lower: HashMap<String, usize> = HashMap::with_capacity(names.len());
-    for name in names.keys() {
-        *lower.entry(name.to_lowercase()).or_default() += 1;
+    let mut nkeys: HashMap<&str, usize> = HashMap::new();
+    for record in active().filter(|it| !it.nkey.is_empty()) {
+        *nkeys.entry(&record.nkey).or_default() += 1;
     }
+    let mut named: Vec<_> = active().map(|it| (lower_case(&it.username), it)).collect();
+    named.sort_by(|(one, a), (other, b)| (one, &a.username).cmp(&(other, &b.username)));
 
-    let judged = active().filter(|record| {
-        let name = record.username.as_str();
-        let mut finding = |field: &str, value: &str, problem, effect| {
-            findings.push(policy.about_user(record, field, &quoted(value), problem, effect));
-        };
-        let mut about_name =
-            |problem, effect| finding(&policy.username_field, name, problem, effect);
-        // There is no telling which of them is meant, and whoever can choose a record's id must not
-        // win, so none of them is let in.
-        let refused = match name {
-            "" => Some(Problem::NameEmpty),
-            _ if name.contains(char::is_control) => Some(Problem::NameControl),
-            _ if name == LOCKED_USER || policy.reserved.contains(name) => {
-                Some(Problem::NameReserved)
-            }
-            _ if is_public_nkey(name) => Some(Problem::NameIsNkey),
-            _ if names[name] > 1 => Some(Problem::NameTwice),
-            _ => None,
-        };
-        if let Some(problem) = refused {
-            about_name(problem, Effect::LeftOut);
-            return false;
+    let mut judged = Vec::with_capacity(named.len());
+    for alike in named.chunk_by(|one, other| one.0 == other.0) {
+        for same in alike.chunk_by(|one, other| one.1.username == other.1.username) {
+            let fit = same.iter().map(|it| it.1).filter(|record| {
+                let name = record.username.as_str();
+                let mut finding = |field: &str, value: &str, problem, effect| {
+                    findings.push(policy.about_user(
+                        record,
+                        field,
+                        &quoted(value),
+                        problem,
+                        effect,
+                    ));
+                };
+                let mut about_name =
+                    |problem, effect| finding(&policy.username_field, name, problem, effect);
+                // There is no telling which of them is meant, and whoever can choose a record's id
+                // must not win, so none of them is let in.
+                let refused = match name {
+                    "" => Some(Problem::NameEmpty),
+                    _ if name.contains(char::is_control) => Some(Problem::NameControl),
+                    _ if name == LOCKED_USER || policy.reserved.contains(name) => {
+                        Some(Problem::NameReserved)
+                    }
+                    _ if is_public_nkey(name) => Some(Problem::NameIsNkey),
+                    _ if same.len() > 1 => Some(Problem::NameTwice),
+                    _ => None,
+                };
+                if let Some(problem) = refused {
+                    about_name(problem, Effect::LeftOut);
+                    return false;
+                }
+                if name.trim() != name {
+                    about_name(Problem::NameSpace, Effect::Kept);
+                }
+                if name.contains(is_invisible) {
+                    about_name(Problem::NameInvisible, Effect::Kept);
+                }
+                if alike.len() > 1 {
+                    about_name(Problem::NameCase, Effect::Kept);
+                }
+                let nkey = record.nkey.as_str();
+                // Anything else is left out later, and not shown.
+                if is_public_nkey(nkey) && nkeys[nkey] > 1 {
+                    finding("nkey", nkey, Problem::NkeyTwice, Effect::LeftOut);
+                    return false;
+                }
+                if policy.reserved.contains(nkey) {
+                    finding("nkey", nkey, Problem::NameReserved, Effect::LeftOut);
+                    return false;
+                }
+                true
+            });
+            judged.extend(fit);
         }
-        if name.trim() != name {
-            about_name(Problem::NameSpace, Effect::Kept);
-        }
-        if name.contains(is_invisible) {
-            about_name(Problem::NameInvisible, Effect::Kept);
-        }
-        if lower[&name.to_lowercase()] > 1 {
-            about_name(Problem::NameCase, Effect::Kept);
-        }
-        let nkey = record.nkey.as_str();
-        // Anything else is left out later, and not shown.
-        if is_public_nkey(nkey) && nkeys[nkey] > 1 {
-            finding("nkey", nkey, Problem::NkeyTwice, Effect::LeftOut);
-            return false;
-        }
-        if policy.reserved.contains(nkey) {
-            finding("nkey", nkey, Problem::NameReserved, Effect::LeftOut);
-            return false;
-        }
-        true
-    });
-    judged.collect()
+    }
+    judged
 }
+
+fn lower_case(name: &str) -> Cow<'_, str> {
+    if name.bytes().all(|it| it.is_ascii() && !it.is_ascii_uppercase()) {
+        Cow::Borrowed(name)
+    } else {
+        Cow::Owned(name.to_lowercase())
+    }
+}
+
+/// What roles grant, by the ids of their records.
+type Roles = HashMap<Arc<str>, Granted>;
 
 /// What the record makes of a user, and what they log in with. [`Grant::Role`] holds a record's id.
 fn judge(
     record: &UserRecord,
-    roles: &HashMap<&str, Granted>,
+    roles: &Roles,
     defaults: &Granted,
     policy: &Policy,
     findings: &mut Vec<Finding>,
@@ -312,11 +331,11 @@ fn judge(
     };
     let mut granted = Vec::new();
     for id in record.roles.iter().collect::<BTreeSet<_>>() {
-        let Some(role) = roles.get(id.as_str()) else {
+        let Some(role) = roles.get_key_value(id.as_str()) else {
             left_out(&policy.role_field, &quoted(id), Problem::RoleUnknown);
             return None;
         };
-        granted.push((id, role));
+        granted.push(role);
     }
     let connection_types = connection_types(record, policy, findings)?;
 
@@ -326,7 +345,7 @@ fn judge(
     let own = Granted::new(&record.permissions, &about, findings);
     let grant = match granted[..] {
         [] if own.is_empty() && !defaults.has_templates() => Grant::Defaults,
-        [(id, role)] if own.is_empty() && !role.has_templates() => Grant::Role(id.as_str().into()),
+        [(id, role)] if own.is_empty() && !role.has_templates() => Grant::Role(Arc::clone(id)),
         _ => {
             let values = Values { username: &record.username, id: &record.id };
             let mut rules = Filled::default();
@@ -462,17 +481,16 @@ type About<'a> = dyn Fn(&str, &str, Problem, Effect) -> Finding + 'a;
 
 impl Granted {
     fn new(permissions: &Permissions, about: &About<'_>, findings: &mut Vec<Finding>) -> Granted {
-        let mut entries = |parse: Parse, direction: &str, allow: &Value, deny: &Value| {
-            let allow_field = format!("{direction}_permissions");
-            let deny_field = format!("{direction}_deny_permissions");
+        let mut entries = |parse: Parse, fields: [&str; 2], allow: &Value, deny: &Value| {
+            let [allow_field, deny_field] = fields;
             let mut entries = Entries::default();
             let (plain, templates) = (&mut entries.allow, &mut entries.allow_templates);
             read_list(parse, allow, plain, templates, |value, problem| {
-                findings.push(about(&allow_field, value, problem, Effect::NotGranted));
+                findings.push(about(allow_field, value, problem, Effect::NotGranted));
             });
             let (plain, templates) = (&mut entries.deny, &mut entries.deny_templates);
             let honoured = read_list(parse, deny, plain, templates, |value, problem| {
-                findings.push(about(&deny_field, value, problem, Effect::DirectionDenied));
+                findings.push(about(deny_field, value, problem, Effect::DirectionDenied));
             });
             if !honoured {
                 entries.deny.insert(Subject::everything());
@@ -481,8 +499,18 @@ impl Granted {
         };
         let Permissions { publish, subscribe, publish_deny, subscribe_deny } = permissions;
         Granted {
-            publish: entries(Subject::parse, "publish", publish, publish_deny),
-            subscribe: entries(Subject::parse_subscription, "subscribe", subscribe, subscribe_deny),
+            publish: entries(
+                Subject::parse,
+                ["publish_permissions", "publish_deny_permissions"],
+                publish,
+                publish_deny,
+            ),
+            subscribe: entries(
+                Subject::parse_subscription,
+                ["subscribe_permissions", "subscribe_deny_permissions"],
+                subscribe,
+                subscribe_deny,
+            ),
             responses: None,
         }
     }
@@ -860,7 +888,7 @@ fn identifiers(
 }
 
 /// The entries of a JSON array, or of a text that holds one. Nothing at all is an empty one.
-pub(super) fn array(value: &Value) -> Result<std::borrow::Cow<'_, [Value]>, ()> {
+pub(super) fn array(value: &Value) -> Result<Cow<'_, [Value]>, ()> {
     match value {
         Value::Null => Ok([].as_slice().into()),
         Value::Array(entries) => Ok(entries.as_slice().into()),

@@ -437,6 +437,8 @@ impl fmt::Display for Remark {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use insta::assert_snapshot;
     use serde_json::json;
 
@@ -578,7 +580,7 @@ mod tests {
             answers,
         ];
         let mut own = user("u4", &["r4"]);
-        own.permissions.publish = json!(["own"]);
+        Arc::make_mut(&mut own.permissions).publish = json!(["own"]);
         let mut gone = user("u5", &["r6"]);
         gone.active = false;
         let users =
@@ -599,13 +601,13 @@ mod tests {
             [json!(["a.>", "b.>"]), json!(["a.secret"]), json!(["s"]), Value::Null],
         )];
         let mut ann = user("u1", &["r1"]);
-        ann.permissions.publish = json!(["a.b", "a.secret", "c"]);
+        Arc::make_mut(&mut ann.permissions).publish = json!(["a.b", "a.secret", "c"]);
         let mut bob = user("u2", &["r1"]);
-        bob.permissions.publish_deny = json!([">"]);
+        Arc::make_mut(&mut bob.permissions).publish_deny = json!([">"]);
         let mut cat = user("u3", &[]);
-        cat.permissions.publish = json!(["PUBLIC.x"]);
+        Arc::make_mut(&mut cat.permissions).publish = json!(["PUBLIC.x"]);
         let mut gone = user("u4", &["r1"]);
-        gone.permissions.publish = json!([">"]);
+        Arc::make_mut(&mut gone.permissions).publish = json!([">"]);
         gone.active = false;
         assert_snapshot!(told(&[ann, bob, cat, gone], &roles), @r"
         u1 covered publish_permissions a.b

@@ -1,9 +1,14 @@
-use std::{collections::BTreeSet, fmt::Write as _, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     ConnectionType, Credential, Desired, Grant, PasswordHash, Responses, Rules, Subject, Subjects,
     User,
-    conf::{self, ConfError, Entry, Node, quote},
+    conf::{ConfError, Entry, Node, Reader, quote},
 };
 
 /// How the first line of every file of ours begins.
@@ -80,7 +85,7 @@ pub enum Found {
 /// Roles are variables and users have a line each: of all layouts that can say what roles say, the
 /// one that nats-server reloads fastest.
 pub fn render(desired: &Desired) -> String {
-    let mut text = String::with_capacity(1024 + desired.users.len() * 120);
+    let mut text = String::with_capacity(4096 + desired.users.len() * 128);
     write(&mut text, desired).expect("a String takes everything");
     text
 }
@@ -96,15 +101,13 @@ pub fn closed() -> String {
 }
 
 /// Adds to what [`render`] wrote when it was written, and what a server shows once it runs it.
-pub fn dated(text: &str, generated_at: &str, stamp: Option<&str>) -> String {
+pub fn dated(mut text: String, generated_at: &str, stamp: Option<&str>) -> String {
     let head = text.match_indices('\n').nth(1).expect("two lines of comment").0 + 1;
-    let stamp = stamp.map(|it| format!("\n{STAMP}{it}\" }}\n"));
-    format!(
-        "{}# Generated at: {generated_at}\n{}{}",
-        &text[..head],
-        &text[head..],
-        stamp.unwrap_or_default()
-    )
+    text.insert_str(head, &format!("# Generated at: {generated_at}\n"));
+    if let Some(stamp) = stamp {
+        let _ = write!(text, "\n{STAMP}{stamp}\" }}\n");
+    }
+    text
 }
 
 /// The stamp that [`dated`] put into the text.
@@ -128,10 +131,23 @@ pub fn parse(text: &str) -> Found {
         Some(Ok(newer)) if newer > FORMAT => return Found::Newer(newer),
         _ => return Found::Torn(ConfError { line: 2, what: "expected the number of the format" }),
     }
-    match conf::read(text).and_then(|it| desired(&it)) {
-        Ok(desired) => Found::Ours(Box::new(desired)),
+    let mut users = BTreeMap::new();
+    match read(text, |login, user| users.insert(login, user).is_none()) {
+        Ok(desired) => Found::Ours(Box::new(Desired { users, ..desired })),
         Err(err) => Found::Torn(err),
     }
+}
+
+/// Makes sure that `text` reads back as `desired`. An error: where it does not.
+pub fn reads_back(text: &str, desired: &Desired) -> Result<(), ConfError> {
+    let mut users = desired.users.iter();
+    let read = read(text, |login, user| users.next() == Some((&login, &user)))?;
+    let Desired { defaults, roles, login_timeout, .. } = desired;
+    let same = read.defaults == *defaults
+        && read.roles == *roles
+        && read.login_timeout == *login_timeout
+        && users.next().is_none();
+    if same { Ok(()) } else { unexpected(1) }
 }
 
 /// A role's name as nats-server can have it: capitals, digits and `_`, and none of its own words.
@@ -248,134 +264,165 @@ fn write_list<'a>(
     if several { write!(out, "]") } else { Ok(()) }
 }
 
-/// What the entries of a file say, if it is only what we write.
-fn desired(entries: &[Entry]) -> Result<Desired, ConfError> {
+/// Reads what a file says, if it is only what we write; but each user goes to `take`, which may
+/// refuse it.
+fn read(text: &str, mut take: impl FnMut(String, User) -> bool) -> Result<Desired, ConfError> {
     let mut desired = None;
-    for entry in entries {
-        match entry.key.as_str() {
-            "authorization" if desired.is_none() => desired = Some(authorization(entry)?),
-            "server_metadata" => (),
-            _ => return unexpected(entry),
+    let mut reader = Reader::new(text);
+    while let Some((key, line)) = reader.entry(None)? {
+        match key {
+            "authorization" if desired.is_none() => {
+                desired = Some(authorization(&mut reader, line, &mut take)?);
+            }
+            "server_metadata" => drop(reader.value()?),
+            _ => return unexpected(line),
         }
     }
     desired.ok_or(ConfError { line: 3, what: "expected `authorization`" })
 }
 
-fn authorization(block: &Entry) -> Result<Desired, ConfError> {
+fn authorization(
+    reader: &mut Reader<'_>,
+    block: usize,
+    take: &mut impl FnMut(String, User) -> bool,
+) -> Result<Desired, ConfError> {
     let mut desired = Desired::default();
-    let (mut defaults, mut users) = (None, None);
-    for entry in block.value.entries() {
-        match entry.key.as_str() {
+    let (mut defaults, mut has_users) = (None, false);
+    if !reader.take('{') {
+        return unexpected(block);
+    }
+    while let Some((key, line)) = reader.entry(Some('}'))? {
+        match key {
             "timeout" => {
-                let seconds = entry.value.text().and_then(|it| it.parse().ok());
+                let value = reader.value()?;
+                let seconds = value.text().and_then(|it| it.parse().ok());
                 let timeout = seconds.and_then(|it| Duration::try_from_secs_f64(it).ok());
                 desired.login_timeout =
-                    Some(timeout.ok_or(ConfError {
-                        line: entry.line,
-                        what: "expected a number of seconds",
-                    })?);
+                    Some(timeout.ok_or(ConfError { line, what: "expected a number of seconds" })?);
             }
-            "default_permissions" => defaults = Some(rules(&entry.value, entry)?),
-            "users" if users.is_none() => users = Some(entry),
-            role if users.is_none() && identifier(role) == role => {
-                desired.roles.insert(role.into(), rules(&entry.value, entry)?);
+            "default_permissions" => defaults = Some(rules(&reader.value()?, line)?),
+            "users" if !has_users => {
+                users(reader, line, &desired.roles, take)?;
+                has_users = true;
             }
-            _ => return unexpected(entry),
+            role if !has_users && identifier(role) == role => {
+                desired.roles.insert(role.into(), rules(&reader.value()?, line)?);
+            }
+            _ => return unexpected(line),
         }
     }
     // Without either, everything would be allowed to someone.
-    let (Some(defaults), Some(users)) = (defaults, users) else { return unexpected(block) };
-    desired.defaults = defaults;
-    for item in users.value.items() {
-        let (login, user) = user(item, users, &desired)?;
-        let new = desired.users.insert(login, user).is_none();
-        if !new {
-            return unexpected(users);
-        }
-    }
-    match desired.users.remove(LOCKED_USER) {
-        None if !desired.users.is_empty() => (),
-        Some(user) if desired.users.is_empty() && user == locked() => (),
-        None | Some(_) => return unexpected(users),
-    }
-    // nats-server takes a role that nobody has for a mistake.
-    let used: BTreeSet<_> = desired.users.values().filter_map(|it| it.grant.role()).collect();
-    if used.len() < desired.roles.len() {
-        return unexpected(block);
-    }
-    Ok(desired)
+    let (Some(defaults), true) = (defaults, has_users) else { return unexpected(block) };
+    Ok(Desired { defaults, ..desired })
 }
 
-fn user(item: &Node, at: &Entry, desired: &Desired) -> Result<(String, User), ConfError> {
+fn users(
+    reader: &mut Reader<'_>,
+    list: usize,
+    roles: &BTreeMap<Arc<str>, Rules>,
+    take: &mut impl FnMut(String, User) -> bool,
+) -> Result<(), ConfError> {
+    let mut unused: BTreeSet<&str> = roles.keys().map(|it| &**it).collect();
+    let (mut closed, mut others) = (0, 0);
+    if !reader.take('[') {
+        return unexpected(list);
+    }
+    while let Some(item) = reader.item()? {
+        let line = reader.line;
+        let (login, user) = user(item, line, roles)?;
+        if let Grant::Role(name) = &user.grant {
+            unused.remove(&**name);
+        }
+        if login == LOCKED_USER && user == locked() {
+            closed += 1;
+        } else if login != LOCKED_USER && take(login, user) {
+            others += 1;
+        } else {
+            return unexpected(line);
+        }
+    }
+    // nats-server takes a role that nobody has for a mistake, and no users for everybody.
+    match (closed, others) {
+        (0, 1..) | (1, 0) if unused.is_empty() => Ok(()),
+        _ => unexpected(list),
+    }
+}
+
+fn user(
+    item: Node<'_>,
+    line: usize,
+    roles: &BTreeMap<Arc<str>, Rules>,
+) -> Result<(String, User), ConfError> {
     let (mut login, mut password) = (None, None);
     let (mut grant, mut connection_types) = (Grant::Defaults, BTreeSet::new());
     let mut nkey = false;
-    for entry in item.entries() {
-        match (entry.key.as_str(), &entry.value) {
-            ("user", Node::Text(text)) => login = Some(text.clone()),
-            ("nkey", Node::Text(text)) => (login, nkey) = (Some(text.clone()), true),
-            ("password", Node::Text(text)) => password = Some(PasswordHash(text.clone())),
+    let Node::Map(entries) = item else { return unexpected(line) };
+    for Entry { key, value, .. } in entries {
+        match (&*key, value) {
+            ("user", Node::Text(text)) => login = Some(text.into_owned()),
+            ("nkey", Node::Text(text)) => (login, nkey) = (Some(text.into_owned()), true),
+            ("password", Node::Text(text)) => password = Some(PasswordHash(text.into_owned())),
             ("permissions", Node::Variable(name)) => {
-                let Some((name, _)) = desired.roles.get_key_value(name.as_str()) else {
-                    return unexpected(entry);
-                };
+                let Some((name, _)) = roles.get_key_value(&*name) else { return unexpected(line) };
                 grant = Grant::Role(Arc::clone(name));
             }
-            ("permissions", own) => grant = Grant::Own(Box::new(rules(own, entry)?)),
+            ("permissions", own) => grant = Grant::Own(Box::new(rules(&own, line)?)),
             ("allowed_connection_types", types) => {
-                for text in texts(types, entry)? {
-                    let Some(it) = ConnectionType::parse(text) else { return unexpected(entry) };
+                for text in texts(&types, line)? {
+                    let Some(it) = ConnectionType::parse(text) else { return unexpected(line) };
                     connection_types.insert(it);
                 }
             }
-            _ => return unexpected(entry),
+            _ => return unexpected(line),
         }
     }
     let credential = match (password, nkey) {
         (Some(hash), false) => Credential::Password(hash),
         (None, true) => Credential::Nkey,
-        (Some(_), true) | (None, false) => return unexpected(at),
+        (Some(_), true) | (None, false) => return unexpected(line),
     };
-    let Some(login) = login else { return unexpected(at) };
+    let Some(login) = login else { return unexpected(line) };
     Ok((login, User { credential, grant, connection_types }))
 }
 
-fn rules(node: &Node, at: &Entry) -> Result<Rules, ConfError> {
+fn rules(node: &Node<'_>, line: usize) -> Result<Rules, ConfError> {
     let mut rules = Rules::default();
     for entry in node.entries() {
-        match entry.key.as_str() {
+        match &*entry.key {
             "publish" => rules.publish = subjects(entry, Subject::parse)?,
             "subscribe" => rules.subscribe = subjects(entry, Subject::parse_subscription)?,
             "allow_responses" => {
                 let max = entry.value.at("max").and_then(Node::text).and_then(|it| it.parse().ok());
                 let ttl = entry.value.at("expires").and_then(Node::text);
                 let millis = ttl.map_or(Some(0), |it| it.strip_suffix("ms")?.parse().ok());
-                let (Some(max), Some(millis)) = (max, millis) else { return unexpected(entry) };
+                let (Some(max), Some(millis)) = (max, millis) else {
+                    return unexpected(entry.line);
+                };
                 rules.responses = Some(Responses { max, ttl: Duration::from_millis(millis) });
             }
-            _ => return unexpected(entry),
+            _ => return unexpected(entry.line),
         }
     }
     // What is left out would be allowed, and we leave nothing out.
     if node.at("publish").is_none() || node.at("subscribe").is_none() {
-        return unexpected(at);
+        return unexpected(line);
     }
     Ok(rules)
 }
 
 fn subjects(
-    entry: &Entry,
+    entry: &Entry<'_>,
     parse: fn(&str) -> Result<Subject, super::BadSubject>,
 ) -> Result<Subjects, ConfError> {
-    let set = |node: &Node| -> Result<BTreeSet<Subject>, ConfError> {
-        let parsed: Result<_, _> = texts(node, entry)?.into_iter().map(parse).collect();
-        parsed.or_else(|_| unexpected(entry))
+    let set = |node: &Node<'_>| -> Result<BTreeSet<Subject>, ConfError> {
+        let parsed: Result<_, _> = texts(node, entry.line)?.into_iter().map(parse).collect();
+        parsed.or_else(|_| unexpected(entry.line))
     };
     let Node::Map(_) = &entry.value else {
         let allow = set(&entry.value)?;
         // It would mean everything.
         return if allow.is_empty() {
-            unexpected(entry)
+            unexpected(entry.line)
         } else {
             Ok(Subjects::new(allow, [].into()))
         };
@@ -383,21 +430,21 @@ fn subjects(
     let part = |key| entry.value.at(key).map_or(Ok(BTreeSet::new()), set);
     let (allow, deny) = (part("allow")?, part("deny")?);
     if allow.is_empty() && !deny.iter().any(Subject::is_everything) {
-        return unexpected(entry);
+        return unexpected(entry.line);
     }
     Ok(Subjects::new(allow, deny))
 }
 
-fn texts<'a>(node: &'a Node, at: &Entry) -> Result<Vec<&'a str>, ConfError> {
+fn texts<'a>(node: &'a Node<'_>, line: usize) -> Result<Vec<&'a str>, ConfError> {
     match node {
         Node::Text(text) => Ok(vec![text]),
         Node::List(items) => {
-            items.iter().map(|it| it.text().map_or_else(|| unexpected(at), Ok)).collect()
+            items.iter().map(|it| it.text().map_or_else(|| unexpected(line), Ok)).collect()
         }
-        Node::Map(_) | Node::Word(_) | Node::Variable(_) => unexpected(at),
+        Node::Map(_) | Node::Word(_) | Node::Variable(_) => unexpected(line),
     }
 }
 
-fn unexpected<T>(entry: &Entry) -> Result<T, ConfError> {
-    Err(ConfError { line: entry.line, what: "not as pb-nats writes it" })
+fn unexpected<T>(line: usize) -> Result<T, ConfError> {
+    Err(ConfError { line, what: "not as pb-nats writes it" })
 }

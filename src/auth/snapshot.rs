@@ -1,6 +1,8 @@
+use std::sync::Arc;
+
 use serde_json::Value;
 
-/// Everything the source said, at one moment.
+/// Everything the source said, at one moment, in any order.
 ///
 /// Fields hold what the source holds, unjudged. Judging is [`Desired`](super::Desired)'s work.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,8 +33,8 @@ pub struct UserRecord {
     pub roles: Vec<String>,
     /// Whether the user may connect at all.
     pub active: bool,
-    /// What is granted beside the roles.
-    pub permissions: Permissions,
+    /// What is granted beside the roles. Shared by all to whom it is nothing, which may be many.
+    pub permissions: Arc<Permissions>,
     /// The ways to connect, such as `["STANDARD", "MQTT"]`.
     pub connection_types: Value,
 }

@@ -90,7 +90,7 @@ pub(super) async fn look(
     // Without the records, the file has the passwords too.
     let mut former = || file.read(Adopt::Yes).ok()?.desired;
     let former = if plan.is_none() { former() } else { None };
-    if let Some(desired) = plan.map(|it| &it.desired).or(former.as_deref()).filter(|_| !silent) {
+    if let Some(desired) = plan.map(|it| &*it.desired).or(former.as_deref()).filter(|_| !silent) {
         freeze(options, &mut servers, desired, lines).await;
     }
 }

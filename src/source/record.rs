@@ -1,5 +1,7 @@
 //! What is read of a record, whichever way it came.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -95,6 +97,7 @@ pub(super) struct Names {
     pub(super) password: String,
     role: String,
     active: String,
+    no_permissions: Arc<Permissions>,
 }
 
 const PERMISSIONS: [&str; 4] = [
@@ -113,6 +116,7 @@ impl Names {
             password: options.password_field.clone(),
             role: options.role_field.clone(),
             active: options.active_field.clone(),
+            no_permissions: Arc::default(),
         }
     }
 
@@ -213,8 +217,16 @@ impl Names {
             roles: references(field(&self.role).ok_or_else(|| missing(&self.role))?),
             active,
             connection_types: field("allowed_connection_types").unwrap_or_default(),
-            permissions: permissions(field),
+            permissions: self.shared(permissions(field)),
         })
+    }
+
+    fn shared(&self, permissions: Permissions) -> Arc<Permissions> {
+        if permissions == *self.no_permissions {
+            Arc::clone(&self.no_permissions)
+        } else {
+            Arc::new(permissions)
+        }
     }
 
     /// Makes a role of the fields that `field` gives: each once, `None` if it is not there.

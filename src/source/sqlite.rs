@@ -178,7 +178,7 @@ impl Database {
         let failed = |error| self.failed(error);
         let columns: Vec<_> = fields.iter().map(|field| quoted(&field.name)).collect();
         let columns = columns.join(", ");
-        let query = format!("SELECT {columns} FROM {} ORDER BY id", quoted(&schema.name));
+        let query = format!("SELECT {columns} FROM {}", quoted(&schema.name));
         let mut statement = connection.prepare(&query).map_err(failed)?;
         let mut rows = statement.query([]).map_err(failed)?;
         while let Some(row) = rows.next().map_err(failed)? {

@@ -160,8 +160,6 @@ impl Row<'_> {
             snapshot.roles.push(names.role(field)?);
             Ok(())
         })?;
-        snapshot.users.sort_unstable_by(|a, b| a.id.cmp(&b.id));
-        snapshot.roles.sort_unstable_by(|a, b| a.id.cmp(&b.id));
         Ok(snapshot)
     }
 

@@ -1,6 +1,11 @@
 //! Who has less than before is sent away at once, and nobody else is.
 
-use std::{fs, net::SocketAddr, sync::LazyLock, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use pb_nats::{
     apply::{Adopt, AuthFile},
@@ -59,8 +64,8 @@ impl Town {
 
     /// Makes the file say something else, and the servers run it, as a pass does.
     async fn write(&mut self, former: &Desired, desired: &Desired) -> Vec<Outcome> {
-        let text = self.file.read(Adopt::No).unwrap().text;
-        let applied = self.file.replace(desired, &text, false).await.unwrap();
+        let current = self.file.read(Adopt::No).unwrap();
+        let applied = self.file.replace(Arc::new(desired.clone()), &current, false).await.unwrap();
         self.servers.cut_off(&Changes::between(former, desired).users_losing);
         self.servers.converge(&applied).await
     }
@@ -234,14 +239,14 @@ async fn who_has_less_is_sent_away_from_every_server_of_a_cluster() {
 async fn who_connects_after_the_reload_stays() {
     let mut town = Town::of(server(None), by_signal).await;
     let mut narrowed = town.nats[0].client("narrowed", "narrowed");
-    let text = town.file.read(Adopt::No).unwrap().text;
-    town.file.replace(&after(), &text, false).await.unwrap();
+    let current = town.file.read(Adopt::No).unwrap();
+    town.file.replace(Arc::new(after()), &current, false).await.unwrap();
     town.servers.cut_off(&Changes::between(&before(), &after()).users_losing);
     town.nats[0].reload().unwrap();
     let mut later = town.nats[0].client("narrowed", "narrowed");
     // It runs the file already: nobody orders it to, and nothing was changed by this process.
-    let text = town.file.read(Adopt::No).unwrap().text;
-    let unchanged = town.file.as_it_is(&text).await.unwrap();
+    let current = town.file.read(Adopt::No).unwrap();
+    let unchanged = town.file.as_it_is(&current).await.unwrap();
     assert!(in_step(&town.servers.converge(&unchanged).await));
     assert!(narrowed.closed(SOON).is_some(), "it connected before");
     assert!(later.flush().is_ok(), "it connected after the reload");
@@ -311,8 +316,8 @@ async fn a_failed_reload_sends_nobody_away_and_the_next_one_does() {
     assert!(!in_step(&town.write(&before(), &after()).await));
     assert!(narrowed.flush().is_ok(), "it would only come back");
     write(&pid_file, pid);
-    let text = town.file.read(Adopt::No).unwrap().text;
-    let unchanged = town.file.as_it_is(&text).await.unwrap();
+    let current = town.file.read(Adopt::No).unwrap();
+    let unchanged = town.file.as_it_is(&current).await.unwrap();
     assert!(in_step(&town.servers.converge(&unchanged).await));
     assert!(narrowed.closed(SOON).is_some());
 }
@@ -339,8 +344,8 @@ async fn a_retry_sends_nobody_away_before_the_server_runs_the_file() {
     assert!(back.closed(SOON).is_some(), "slipped back in before the reload");
 
     let mut back = town.nats[0].client("narrowed", "narrowed");
-    let text = town.file.read(Adopt::No).unwrap().text;
-    let unchanged = town.file.as_it_is(&text).await.unwrap();
+    let current = town.file.read(Adopt::No).unwrap();
+    let unchanged = town.file.as_it_is(&current).await.unwrap();
     assert!(!in_step(&town.servers.converge(&unchanged).await));
     assert!(back.flush().is_ok(), "it would only come back again");
     write(&script, lets_reload);

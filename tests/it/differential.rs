@@ -252,7 +252,7 @@ fn snapshot(dice: &mut Dice, users: usize) -> Snapshot {
         username: WRITER.into(),
         password: hash.clone(),
         active: true,
-        permissions: Permissions { publish: json!([">"]), ..Permissions::default() },
+        permissions: Permissions { publish: json!([">"]), ..Permissions::default() }.into(),
         ..UserRecord::default()
     };
     let mut all: Vec<_> = (0..users).map(|it| dice.user(it, count, &hash)).collect();
@@ -416,9 +416,9 @@ impl Dice {
             roles: (0..count).map(|_| role(self)).collect(),
             active: self.percent(95),
             permissions: if self.percent(25) {
-                self.permissions(50)
+                self.permissions(50).into()
             } else {
-                Permissions::default()
+                Permissions::default().into()
             },
             connection_types: types,
         }

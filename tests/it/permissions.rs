@@ -1,7 +1,7 @@
 //! What the file says is what nats-server enforces: each trap of its configuration, asked of a real
 //! server by a real connection.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use nkeys::KeyPair;
 use pb_nats::auth::{
@@ -122,9 +122,9 @@ fn a_denial_wins_over_every_permission() {
         clerk.permissions.publish_deny = json!(["payroll.>"]);
         clerk.permissions.subscribe_deny = json!(["payroll.>"]);
         let mut own = user("own", &["clerk"]);
-        own.permissions.publish = json!(["payroll.own"]);
+        Arc::make_mut(&mut own.permissions).publish = json!(["payroll.own"]);
         let mut doubt = user("doubt", &["clerk"]);
-        doubt.permissions.publish_deny = json!(["a..b"]);
+        Arc::make_mut(&mut doubt.permissions).publish_deny = json!(["a..b"]);
         let nats = serving(version, &[user("ann", &["clerk"]), own, doubt], &[clerk]);
         for name in ["ann", "own"] {
             let mut client = nats.client(name, PASSWORD);
@@ -465,7 +465,7 @@ fn placeholders_stand_for_the_user_and_nothing_wider() {
 #[test]
 fn a_torn_file_never_opens_the_server() {
     let whole =
-        dated(&file(&[user("ann", &["r"])], &[role("r", json!(["a"]), json!(["a"]))]), "now", None);
+        dated(file(&[user("ann", &["r"])], &[role("r", json!(["a"]), json!(["a"]))]), "now", None);
     let nats = serving(None, &[user("ann", &[])], &[]);
     for end in (0..whole.len()).step_by(7).chain([whole.len() - 1]) {
         // Refused or not, nobody without a password is let in.

@@ -7,6 +7,7 @@ use std::{
     net::TcpListener,
     path::Path,
     process::Command,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -63,8 +64,8 @@ impl House {
 
     /// Makes the file say this.
     async fn hold(&mut self, desired: &Desired) -> Applied {
-        let former = self.file.read(Adopt::No).unwrap().text;
-        self.file.replace(desired, &former, self.stamped).await.unwrap()
+        let current = self.file.read(Adopt::No).unwrap();
+        self.file.replace(Arc::new(desired.clone()), &current, self.stamped).await.unwrap()
     }
 
     async fn changed(&mut self, users: &[&str]) -> Vec<Outcome> {
@@ -73,8 +74,8 @@ impl House {
     }
 
     async fn unchanged(&mut self) -> Vec<Outcome> {
-        let text = self.file.read(Adopt::No).unwrap().text;
-        let applied = self.file.as_it_is(&text).await.unwrap();
+        let current = self.file.read(Adopt::No).unwrap();
+        let applied = self.file.as_it_is(&current).await.unwrap();
         self.converge(&applied).await
     }
 

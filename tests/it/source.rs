@@ -68,10 +68,15 @@ fn open(options: &PocketBaseOptions) -> PocketBase {
     PocketBase::open(options).unwrap()
 }
 
+/// What it says, in the order of ids: each way of reading has its own.
 fn read(source: &mut PocketBase) -> Result<Snapshot, SourceError> {
-    let result = RUNTIME.block_on(source.snapshot());
-    if let Err(error) = &result {
-        check_words(error);
+    let mut result = RUNTIME.block_on(source.snapshot());
+    match &mut result {
+        Ok(Snapshot { users, roles }) => {
+            users.sort_by(|one, other| one.id.cmp(&other.id));
+            roles.sort_by(|one, other| one.id.cmp(&other.id));
+        }
+        Err(error) => check_words(error),
     }
     result
 }

@@ -18,10 +18,12 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
     run(with_servers(cargo().args(["test", "--workspace"]))?.args(arguments))
 }
 
-/// Runs one of `benches/`.
-pub(crate) fn bench(what: &str, arguments: &[String]) -> Result<()> {
+/// Measures the whole: how fast a change is in force, and what that costs.
+pub(crate) fn bench(quick: bool, million: bool) -> Result<()> {
     let mut command = cargo();
-    command.args(["bench", "--package", "pb-nats", "--bench", what, "--"]);
+    command.args(["bench", "--package", "pb-nats", "--bench", "whole", "--"]);
+    let arguments = [(quick, "--quick"), (million, "--million")];
+    let arguments = arguments.iter().filter(|it| it.0).map(|it| it.1);
     run(with_servers(&mut command)?.args(arguments))
 }
 

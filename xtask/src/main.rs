@@ -46,13 +46,14 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
-    /// Measure, against the pinned servers.
+    /// Measure, against the pinned servers, and write `docs/benchmarks.md`.
     Bench {
-        /// What: `latency`, of a change in PocketBase until it is in force on nats-server.
-        what: String,
-        /// For the benchmark, such as `--changes 20` or `--users 10000`.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
+        /// Small sizes, and nothing written: whether it works, not how fast.
+        #[arg(long)]
+        quick: bool,
+        /// Only how a million users fare. It takes 16 GiB and minutes.
+        #[arg(long, conflicts_with = "quick")]
+        million: bool,
     },
     /// Build the static release program and its Debian package, into `target/package`.
     Package {
@@ -82,7 +83,7 @@ fn run(task: Task) -> Result<()> {
         Task::Faults(arguments) => faults::run(&arguments),
         Task::Ci => cargo::ci(),
         Task::Docs { check } => cargo::docs(check),
-        Task::Bench { what, arguments } => cargo::bench(&what, &arguments),
+        Task::Bench { quick, million } => cargo::bench(quick, million),
         Task::Package { check } => package::run(check),
         Task::Tools => tools::install().map(drop),
     }
