@@ -263,7 +263,7 @@ fn seed(pb: &Pb, users: usize, roles: &[String]) -> Result<()> {
     for n in 0..users {
         let role = json!([roles[n % roles.len()]]).to_string();
         // Nobody logs in with it, so it need only look like a hash.
-        let hash = format!("$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad6{n:08}");
+        let hash = format!("$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad6{n:012}");
         let id = format!("seeded{:09}", n * 7919 % 1_000_003_000);
         insert.execute((id, format!("user-{n}"), hash, role))?;
     }
@@ -279,16 +279,18 @@ fn size(users: usize, ways: &[Way], changes: usize, rest: Duration) -> Result<Si
         rig.turn_to(way);
         write(rig.nats.auth_file(), "");
         rig.nats.reload().ok();
-        let fared = fare(&rig, way, changes, rest)?;
+        let fared = fare(&mut rig, way, changes, rest)?;
         size.ways.push((way, fared));
     }
     eprintln!("{users} users: nats-server's own reload");
-    size.file = fs::metadata(rig.nats.auth_file())?.len();
+    let file = fs::read_to_string(rig.nats.auth_file())?;
+    size.file = u64::try_from(file.len())?;
+    ensure!(file.matches("{user: ").count() == users, "not every user is in force");
     size.reload = own_reloads(&rig, changes)?;
     Ok(size)
 }
 
-fn fare(rig: &Rig, way: Way, changes: usize, rest: Duration) -> Result<Fared> {
+fn fare(rig: &mut Rig, way: Way, changes: usize, rest: Duration) -> Result<Fared> {
     let mut fared = Fared::default();
     let begun = Timestamp::now();
     let running = rig.run();
@@ -328,18 +330,31 @@ fn fare(rig: &Rig, way: Way, changes: usize, rest: Duration) -> Result<Fared> {
     thread::sleep(rest);
     fared.idle = part(cpu(&running)?.saturating_sub(before), rest);
 
-    if way != Way::Listing {
-        let (begun, start, before) = (Timestamp::now(), Instant::now(), cpu(&running)?);
-        while start.elapsed() < rest {
-            rig.pb.create("other", &json!({ "name": "x" }));
-        }
-        let used = cpu(&running)?.saturating_sub(before);
-        fared.foreign = (log.count(begun, "read"), part(used, start.elapsed()));
-        // Its last write may lead to one more pass.
-        thread::sleep(Duration::from_secs(1));
-    }
     ensure!(running.terminate().success(), "pb-nats ended badly");
+    if way != Way::Listing {
+        fared.foreign = foreign(rig, rest)?;
+    }
     Ok(fared)
+}
+
+/// Writes to another collection all the time. Pb-nats waits as it does by default.
+fn foreign(rig: &mut Rig, during: Duration) -> Result<(usize, f64)> {
+    rig.pb_nats.unset("sync.debounce");
+    let running = rig.run();
+    let log = Log { running: &running };
+    log.wait(Timestamp::MIN, "decided")?;
+    rig.pb_nats.set("sync.debounce", format!("{}ms", DEBOUNCE.as_millis()));
+    // The first hint is that there is a connection.
+    thread::sleep(Duration::from_secs(2));
+    let (begun, start, before) = (Timestamp::now(), Instant::now(), cpu(&running)?);
+    while start.elapsed() < during {
+        rig.pb.create("other", &json!({ "name": "x" }));
+    }
+    let used = cpu(&running)?.saturating_sub(before);
+    let passes = log.count(begun, "read");
+    let share = part(used, start.elapsed());
+    ensure!(running.terminate().success(), "pb-nats ended badly");
+    Ok((passes, share))
 }
 
 /// Has nats-server load the file with and without a grant in turn, while pb-nats does not run.
