@@ -78,7 +78,9 @@ fn install_fault_tools() {
         said.is_ok_and(|it| it.success())
     };
     if is_root() && !(there("strace") && there("faketime")) {
-        let _ = Command::new("apt-get").args(["install", "--yes", "strace", "faketime"]).output();
+        for words in [&["update"][..], &["install", "--yes", "strace", "faketime"]] {
+            let _ = Command::new("apt-get").args(words).output();
+        }
     }
 }
 
