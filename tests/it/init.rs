@@ -22,7 +22,8 @@ use crate::{
     },
 };
 
-const VERSIONS: [&str; 3] = ["0.23.12", "0.28.4", "0.40.6"];
+/// None: the default one, which is the latest.
+const VERSIONS: [Option<&str>; 3] = [Some("0.23.12"), Some("0.28.4"), None];
 
 /// A folder for the settings, and what `init` is called with.
 pub(crate) struct Init {
@@ -182,7 +183,7 @@ fn fresh_nats(folder: &Path) -> PathBuf {
 #[test]
 fn from_nothing_to_the_first_log_in() {
     for version in VERSIONS {
-        let pb = Pb::empty(Some(version));
+        let pb = Pb::empty(version);
         let init = Init::of(&pb);
         let config = fresh_nats(init.dir.path());
         let before = fs::read_to_string(&config).unwrap();
@@ -198,10 +199,10 @@ fn from_nothing_to_the_first_log_in() {
 
         // The locked file lets the server start, and nobody in.
         let nats = Server::of(&config);
-        assert!(!nats.lets_in(Login::Nobody), "{version}");
+        assert!(!nats.lets_in(Login::Nobody), "{version:?}");
         init.run(&["check"]).success();
         let again = init.init(&["--nats-config", "nats-server.conf"]).success();
-        assert!(again.stdout.starts_with("nothing to do\n"), "{version}: {}", again.stdout);
+        assert!(again.stdout.starts_with("nothing to do\n"), "{version:?}: {}", again.stdout);
         assert_eq!(fs::read_to_string(&config).unwrap(), after);
 
         let roles = pb.ask("GET", "/api/collections/nats_roles/records", &Value::Null);
@@ -235,7 +236,7 @@ fn from_nothing_to_the_first_log_in() {
 #[test]
 fn the_service_account_reads_and_does_nothing_else() {
     for version in VERSIONS {
-        let pb = Pb::empty(Some(version));
+        let pb = Pb::empty(version);
         let init = Init::of(&pb);
         let secrets = json!({
             "name": "secrets", "type": "base", "listRule": null,
@@ -253,15 +254,15 @@ fn the_service_account_reads_and_does_nothing_else() {
         };
         for readable in ["nats_users", "nats_roles", "nats_export"] {
             let (status, answer) = asked("GET", &format!("/{readable}/records"), &Value::Null);
-            assert_eq!(status, 200, "{version} {readable}");
-            assert!(!answer["items"].as_array().unwrap().is_empty(), "{version} {readable}");
+            assert_eq!(status, 200, "{version:?} {readable}");
+            assert!(!answer["items"].as_array().unwrap().is_empty(), "{version:?} {readable}");
             let (_, guest) = pb.request(
                 "GET",
                 &format!("/api/collections/{readable}/records"),
                 "",
                 &Value::Null,
             );
-            assert_eq!(guest["items"], json!([]), "{version} {readable}");
+            assert_eq!(guest["items"], json!([]), "{version:?} {readable}");
         }
         let me = pb.ask("GET", "/api/collections/nats_sync/records", &Value::Null);
         let me = me["items"][0]["id"].as_str().unwrap().to_owned();
@@ -286,7 +287,7 @@ fn the_service_account_reads_and_does_nothing_else() {
             let (status, answer) = asked(method, path, &body);
             assert!(
                 [401, 403, 404].contains(&status),
-                "{version} {method} {path} {status} {answer}"
+                "{version:?} {method} {path} {status} {answer}"
             );
         }
         assert_eq!(pb.request("GET", "/api/settings", token, &Value::Null).0, 403);
@@ -299,19 +300,19 @@ fn the_service_account_reads_and_does_nothing_else() {
 #[test]
 fn no_user_can_be_left_without_a_role() {
     for version in VERSIONS {
-        let pb = Pb::empty(Some(version));
+        let pb = Pb::empty(version);
         Init::of(&pb).init(&[]).success();
         let role = pb.role("mine", &["a"], &["a"]);
         let made = |record: &Value| {
             pb.request("POST", "/api/collections/nats_users/records", pb.token(), record).0
         };
-        assert_eq!(made(&json!({ "username": "u" })), 400, "{version}");
-        assert_eq!(made(&json!({ "username": "u", "role_id": [role] })), 200, "{version}");
-        assert_eq!(made(&json!({ "username": "u", "role_id": [role] })), 400, "{version}: twice");
+        assert_eq!(made(&json!({ "username": "u" })), 400, "{version:?}");
+        assert_eq!(made(&json!({ "username": "u", "role_id": [role] })), 200, "{version:?}");
+        assert_eq!(made(&json!({ "username": "u", "role_id": [role] })), 400, "{version:?}: twice");
         assert_eq!(made(&json!({ "username": "v", "role_id": [role], "nkey": "U1" })), 200);
         assert_eq!(made(&json!({ "username": "w", "role_id": [role], "nkey": "U1" })), 400);
         let path = format!("/api/collections/nats_roles/records/{role}");
-        assert_eq!(pb.request("DELETE", &path, pb.token(), &Value::Null).0, 400, "{version}");
+        assert_eq!(pb.request("DELETE", &path, pb.token(), &Value::Null).0, 400, "{version:?}");
     }
 }
 
@@ -319,10 +320,10 @@ fn no_user_can_be_left_without_a_role() {
 #[test]
 fn a_migration_makes_the_same_and_can_be_undone() {
     for version in VERSIONS {
-        let direct = Pb::empty(Some(version));
+        let direct = Pb::empty(version);
         Init::of(&direct).init(&[]).success();
 
-        let mut pb = Pb::empty(Some(version));
+        let mut pb = Pb::empty(version);
         let init = Init::of(&pb);
         let fresh = collections(&pb);
         let folder = pb.data_dir().with_file_name("pb_migrations");
@@ -339,7 +340,7 @@ fn a_migration_makes_the_same_and_can_be_undone() {
 
         // It is all there but for the token and the files.
         let done = init.init(&[]).success();
-        assert!(!done.stdout.contains("✓ PocketBase"), "{version}: {}", done.stdout);
+        assert!(!done.stdout.contains("✓ PocketBase"), "{version:?}: {}", done.stdout);
         let found = init.run(&["role", "list"]).success().stdout;
         assert!(found.contains("observer") && found.contains("device"), "{found}");
         init.run(&["check"]);
@@ -359,17 +360,17 @@ fn a_migration_makes_the_same_and_can_be_undone() {
 #[test]
 fn an_apps_users_can_be_the_nats_users() {
     for version in VERSIONS {
-        let pb = Pb::empty(Some(version));
+        let pb = Pb::empty(version);
         let init = Init::of(&pb);
         let before = pb.ask("GET", "/api/collections/users", &Value::Null);
         let done = init.init(&["--user-collection", "users"]).success();
         assert!(done.stdout.contains("! the list rule of `users`"), "{}", done.stdout);
         let after = pb.ask("GET", "/api/collections/users", &Value::Null);
         for key in ["listRule", "viewRule", "createRule", "updateRule", "deleteRule", "indexes"] {
-            assert_eq!(after[key], before[key], "{version} {key}");
+            assert_eq!(after[key], before[key], "{version:?} {key}");
         }
         let fields = |it: &Value| it["fields"].as_array().unwrap().clone();
-        assert_eq!(fields(&after)[..fields(&before).len()], fields(&before)[..], "{version}");
+        assert_eq!(fields(&after)[..fields(&before).len()], fields(&before)[..], "{version:?}");
         let settings = init.read("pb-nats.toml");
         for line in ["resync_interval = \"10s\"", "default_publish = []", "default_subscribe = []"]
         {
@@ -384,7 +385,7 @@ fn an_apps_users_can_be_the_nats_users() {
             "passwordConfirm": "eve's password", "active": true, "role_id": [role],
         });
         let (status, eve) = pb.request("POST", "/api/collections/users/records", "", &eve);
-        assert_eq!(status, 200, "{version} {eve}");
+        assert_eq!(status, 200, "{version:?} {eve}");
         let id = eve["id"].as_str().unwrap();
         let token = pb.log_in("users", "eve@example.com", "eve's password").unwrap();
         let path = format!("/api/collections/users/records/{id}");
@@ -392,13 +393,13 @@ fn an_apps_users_can_be_the_nats_users() {
         pb.request("PATCH", &path, &token, &wish);
         let list = init.run(&["user", "list"]).success().stdout;
         let line = list.lines().find(|it| it.starts_with("eve@example.com")).unwrap();
-        assert!(line.contains("inactive"), "{version}: {line}");
+        assert!(line.contains("inactive"), "{version:?}: {line}");
         let record = pb.ask("GET", &path, &Value::Null);
         assert_eq!((&record["active"], &record["role_id"]), (&json!(false), &json!([])));
         // A superuser decides.
         pb.update("users", id, &json!({ "active": true, "role_id": [role] }));
         let list = init.run(&["user", "list"]).success().stdout;
-        assert!(list.contains("eve@example.com  in NATS"), "{version}: {list}");
+        assert!(list.contains("eve@example.com  in NATS"), "{version:?}: {list}");
         assert!(init.init(&[]).code == Some(0));
     }
 }
