@@ -26,7 +26,10 @@ use tracing::{debug, warn};
 use backups::Backups;
 pub use backups::{Backup, Held};
 pub use main_config::{MainConfig, Placement};
-pub use setup::{Existing, add_to_main_config, judge, place};
+pub use setup::{
+    Existing, add_to_main_config, judge, lock_folder, log_file, place, private_folder,
+    temporary_folder,
+};
 
 use crate::{
     auth::{Desired, Found, conf::ConfError, dated, parse, reads_back, render, stamp},

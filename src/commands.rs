@@ -2,6 +2,7 @@
 
 pub(crate) mod backups;
 pub(crate) mod check;
+pub(crate) mod dev;
 pub(crate) mod diff;
 pub(crate) mod explain;
 pub(crate) mod hash;

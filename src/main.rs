@@ -19,7 +19,9 @@ use pb_nats::{
 use tracing_subscriber::EnvFilter;
 
 use crate::commands::{
-    backups, check, explain, hash, init, once, plan, run, shell, status, terminal, user,
+    backups, check,
+    dev::{self, DevError},
+    explain, hash, init, once, plan, run, shell, status, terminal, user,
 };
 
 /// Wrong usage or settings, or a question that cannot be decided.
@@ -97,6 +99,9 @@ enum Command {
     /// List the roles
     #[command(subcommand, after_help = "Example:\n  pb-nats role list --json")]
     Role(user::Role),
+    /// Start a PocketBase, a nats-server and the sync between them, for trying things out
+    #[command(after_help = dev::EXAMPLES)]
+    Dev(dev::Dev),
     /// Read a password on stdin and print its bcrypt hash
     #[command(after_help = "Example:\n  printf %s \"$PASSWORD\" | pb-nats hash")]
     Hash(hash::Hash),
@@ -139,6 +144,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Init(arguments) => block_on(init::init(cli, arguments)),
         Command::User(command) => block_on(user::user(cli, command)),
         Command::Role(command) => block_on(user::role(cli, command)),
+        Command::Dev(arguments) => dev::start(cli, arguments),
         Command::Hash(arguments) => hash::hash(arguments),
         Command::Completions(arguments) => shell::completions(arguments),
         Command::Man(arguments) => shell::man(arguments),
@@ -165,6 +171,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|it| {
         None.or_else(|| it.downcast_ref::<OptionsError>()?.hint())
             .or_else(|| it.downcast_ref::<Usage>()?.hint.clone())
+            .or_else(|| Some(it.downcast_ref::<DevError>()?.hint()))
             .or_else(|| it.downcast_ref::<ReconcileError>()?.hint())
             .or_else(|| it.downcast_ref::<InitError>()?.hint())
             .or_else(|| it.downcast_ref::<UserError>()?.hint())

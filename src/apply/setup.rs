@@ -1,16 +1,18 @@
-//! What `pb-nats init` writes beside the auth file, each time with consent: files that are not there
-//! yet, and an include in the operator's main config.
+//! What `pb-nats init` and `pb-nats dev` write beside the auth file, each time with consent: files
+//! that are not there yet, and an include in the operator's main config.
 
 use std::{
+    env,
     io::{self, Write as _},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use fs_err as fs;
+use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
+use tempfile::TempDir;
 
-use super::{ApplyError, AuthFile, MainConfig, Placement, folder, reasons};
+use super::{ApplyError, AuthFile, Lock, MainConfig, Placement, folder, reasons};
 use crate::options::Options;
 
 /// Whether a file that is there already is replaced.
@@ -43,6 +45,36 @@ pub fn place(path: &Path, text: &str, mode: u32, existing: Existing) -> Result<(
         what: "written",
         source,
     })
+}
+
+/// Makes a folder, if need be, that nobody else may look into.
+pub fn private_folder(path: &Path) -> Result<(), ApplyError> {
+    let made = fs::create_dir_all(folder(path)).and_then(|()| {
+        match std::fs::DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if !path.is_dir() => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    });
+    made.map_err(|source| ApplyError::Io { path: path.to_owned(), what: "made", source })
+}
+
+/// A folder that nobody else may look into, and that is gone with what is in it when dropped.
+pub fn temporary_folder() -> Result<TempDir, ApplyError> {
+    let made = tempfile::Builder::new().prefix("pb-nats-").tempdir();
+    made.map_err(|source| ApplyError::Io { path: env::temp_dir(), what: "written", source })
+}
+
+/// Keeps whoever calls this for the same folder away from it, for as long as the lock lives.
+pub fn lock_folder(folder: &Path) -> Result<Lock, ApplyError> {
+    AuthFile { path: folder.join("folder"), ..AuthFile::new(&Options::default()) }.try_lock("lock")
+}
+
+/// An empty file for what a program says, which nobody else may read.
+pub fn log_file(path: &Path) -> Result<std::fs::File, ApplyError> {
+    let mut options = fs::OpenOptions::new();
+    let opened = options.write(true).create(true).truncate(true).mode(0o600).open(path);
+    let opened = opened.map(|it| it.into_parts().0);
+    opened.map_err(|source| ApplyError::Io { path: path.to_owned(), what: "written", source })
 }
 
 impl AuthFile {

@@ -83,7 +83,7 @@ fn keep_settings(error: &anyhow::Error) {
 }
 
 /// Resolves at the first SIGINT or SIGTERM since the call.
-fn shutdown() -> anyhow::Result<impl Future<Output = ()>> {
+pub(super) fn shutdown() -> anyhow::Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be caught")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
     Ok(async move {

@@ -149,7 +149,7 @@ pub(super) fn settings(
         // What is beside the settings moves with them.
         text(&path.strip_prefix(folder).unwrap_or(path).display().to_string())
     };
-    let Options { pocketbase, auth_file, nats, .. } = &mut *options;
+    let Options { pocketbase, auth_file, nats, admin, .. } = &mut *options;
     values.push(("pocketbase.url", text(pocketbase.url.as_deref().unwrap_or_default())));
     let token = pocketbase.token_file.get_or_insert_with(|| "pb-nats.token".into());
     values.push(("pocketbase.token_file", file(token)));
@@ -183,6 +183,18 @@ pub(super) fn settings(
     }
     if let [url] = &*nats.monitor_url {
         values.push(("nats.monitor_url", text(url)));
+    }
+    if let Some(url) = &nats.system_url {
+        values.push(("nats.system_url", text(url)));
+    }
+    if let Some(user) = &nats.system_user {
+        values.push(("nats.system_user", text(user)));
+    }
+    if let Some(path) = &nats.system_password_file {
+        values.push(("nats.system_password_file", file(path)));
+    }
+    if admin.listen != defaults.admin.listen {
+        values.push(("admin.listen", text(&admin.listen)));
     }
     let text = settings_file(&values);
     *options = Options::from_toml(&text, folder)

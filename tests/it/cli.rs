@@ -9,7 +9,7 @@ use std::{
 
 use tempfile::TempDir;
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "run",
     "once",
     "plan",
@@ -21,6 +21,7 @@ const COMMANDS: [&str; 14] = [
     "init",
     "user",
     "role",
+    "dev",
     "hash",
     "completions",
     "man",

@@ -7,6 +7,7 @@ mod book;
 mod check;
 mod cli;
 mod cutoff;
+mod dev;
 mod differential;
 mod dist;
 mod explain;

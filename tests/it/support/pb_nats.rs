@@ -150,11 +150,7 @@ impl PbNats {
 
     /// Starts a command that stays.
     pub(crate) fn run_with(&self, arguments: &[&str]) -> Running {
-        let mut child = spawn(self.program(arguments).stdin(Stdio::null()));
-        let lines = Arc::default();
-        follow(child.stdout.take().expect("stdout is piped"), &lines);
-        follow(child.stderr.take().expect("stderr is piped"), &lines);
-        Running { process: Process::of(child), lines }
+        Running::start(&mut self.program(arguments))
     }
 
     fn program(&self, arguments: &[&str]) -> Command {
@@ -196,6 +192,16 @@ impl Output {
 }
 
 impl Running {
+    /// Starts a command that stays.
+    pub(crate) fn start(command: &mut Command) -> Running {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = spawn(command);
+        let lines = Arc::default();
+        follow(child.stdout.take().expect("stdout is piped"), &lines);
+        follow(child.stderr.take().expect("stderr is piped"), &lines);
+        Running { process: Process::of(child), lines }
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
     }
