@@ -1,5 +1,6 @@
 //! The address at which the daemon tells how it is. It reads the status and changes nothing.
 
+mod explain;
 mod metrics;
 
 use std::{
@@ -45,9 +46,10 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+use self::explain::Desk;
 pub use self::metrics::reference;
 use crate::{
-    options::AdminOptions,
+    options::{AdminOptions, Options},
     status::{Status, Watch},
     tls,
 };
@@ -126,32 +128,32 @@ impl AdminError {
 pub struct Admin {
     options: AdminOptions,
     watch: Watch,
+    desk: Desk,
     task: JoinSet<Infallible>,
 }
 
 impl Admin {
     /// Listens where the options say, and tells what this watch shows.
-    pub async fn start(options: &AdminOptions, watch: &Watch) -> Result<Admin, AdminError> {
-        let (options, watch) = (options.clone(), watch.clone());
-        let mut admin = Admin { options, watch, task: JoinSet::new() };
+    pub async fn start(options: &Options, watch: &Watch) -> Result<Admin, AdminError> {
+        let (desk, watch) = (Desk::new(options), watch.clone());
+        let mut admin = Admin { options: options.admin.clone(), watch, desk, task: JoinSet::new() };
         admin.listen().await?;
         Ok(admin)
     }
 
-    /// Listens there instead, and returns where it was. On failure it still is.
-    pub async fn change(&mut self, options: &AdminOptions) -> Result<AdminOptions, AdminError> {
-        if self.options == *options {
-            return Ok(options.clone());
+    /// Does it by these options instead, and returns the former ones. On failure those still hold.
+    pub async fn change(&mut self, options: &Options) -> Result<Options, AdminError> {
+        if self.options != options.admin {
+            // The new address may overlap the former one.
+            self.task.shutdown().await;
+            let former = std::mem::replace(&mut self.options, options.admin.clone());
+            if let Err(error) = self.listen().await {
+                self.options = former;
+                self.listen().await?;
+                return Err(error);
+            }
         }
-        // The new address may overlap the former one.
-        self.task.shutdown().await;
-        let former = std::mem::replace(&mut self.options, options.clone());
-        if let Err(error) = self.listen().await {
-            self.options = former;
-            self.listen().await?;
-            return Err(error);
-        }
-        Ok(former)
+        Ok(self.desk.change(options))
     }
 
     async fn listen(&mut self) -> Result<(), AdminError> {
@@ -166,7 +168,7 @@ impl Admin {
             warn!(%address, "whoever reaches this address sees names of users and servers");
         }
         info!("status at http://{address}");
-        self.task.spawn(serve(listener, router(&self.options, &self.watch)));
+        self.task.spawn(serve(listener, router(&self.options, &self.watch, &self.desk)));
         Ok(())
     }
 }
@@ -229,10 +231,12 @@ async fn converse(stream: TcpStream, router: Router) {
     }
 }
 
-fn router(options: &AdminOptions, watch: &Watch) -> Router {
+fn router(options: &AdminOptions, watch: &Watch, desk: &Desk) -> Router {
     Router::new()
         .route("/", get(page))
         .route("/events", get(events))
+        .route("/explain", get(explain::explain).with_state(desk.clone()))
+        .route("/explain/users", get(explain::users).with_state(desk.clone()))
         .route("/healthz", get(health))
         .route("/readyz", get(readiness))
         .route("/metrics", get(metrics))

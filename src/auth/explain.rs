@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
     BadSubject, ConnectionType, Credential, Delivery, Desired, Effect, Finding, Permissions,
@@ -34,12 +34,14 @@ pub struct Explain {
 }
 
 /// What a client asks of a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// To send messages.
+    #[serde(alias = "pub")]
     Publish,
     /// To get them.
+    #[serde(alias = "sub")]
     Subscribe,
 }
 
@@ -135,6 +137,8 @@ pub struct WhoCan {
     pub question: Question,
     /// Those who may, in the order of their names.
     pub may: Vec<Answer>,
+    /// How many more may, who come after these.
+    pub more: usize,
     /// How many others there are in NATS.
     pub may_not: usize,
 }
@@ -222,6 +226,20 @@ pub enum Reason {
     },
 }
 
+impl BadQuestion {
+    /// What one can do about it.
+    pub fn hint(self) -> &'static str {
+        match self {
+            BadQuestion::Wildcard => "ask for one that it matches, such as `orders.new`",
+            BadQuestion::QueueOfPublisher => "leave the queue group out",
+            BadQuestion::Subject(_) | BadQuestion::Queue(_) => {
+                "tokens with dots between them, such as `orders.new`; wildcards are `*` for one \
+                 whole token and `>` for all at the end"
+            }
+        }
+    }
+}
+
 impl Question {
     /// May a client do this, in this queue group or in none?
     pub fn new(
@@ -288,6 +306,18 @@ impl Explain {
         keys.into_iter().filter(|_| !name.is_empty()).find_map(found)
     }
 
+    /// Names of users that hold `part`, those that begin with it first. No more than `most`.
+    pub fn names(&self, part: &str, most: usize) -> Vec<&str> {
+        let part = part.to_lowercase();
+        let names = self.snapshot.users.iter().map(|it| (it.username.to_lowercase(), it));
+        let held = names.filter(|(lower, _)| !lower.is_empty() && lower.contains(&part));
+        let mut names: Vec<_> =
+            held.map(|(lower, it)| (!lower.starts_with(&part), it.username.as_str())).collect();
+        names.sort_unstable();
+        names.dedup();
+        names.into_iter().take(most).map(|(_, name)| name).collect()
+    }
+
     /// The user's name that is most like this one.
     pub fn similar(&self, name: &str) -> Option<&str> {
         let lower = name.to_lowercase();
@@ -342,20 +372,23 @@ impl Explain {
         answer
     }
 
-    /// Who may, on a nats-server that delivers so.
-    pub fn who_can(&self, question: &Question, delivery: Delivery) -> WhoCan {
+    /// Who may, on a nats-server that delivers so. Lists no more than `most` of them.
+    pub fn who_can(&self, question: &Question, delivery: Delivery, most: usize) -> WhoCan {
         let known = self.snapshot.users.iter().filter_map(|it| Some((it, self.in_nats(it)?.1)));
         let (mut may, mut may_not) = (Vec::new(), 0);
         for (user, known) in known {
             let subjects = direction(self.desired.rules(known), question.action);
             if Ruling::new(subjects, question.action, &question.text).passes() {
-                may.push(self.answer(user, question, delivery));
+                may.push(user);
             } else {
                 may_not += 1;
             }
         }
-        may.sort_by(|one, other| one.user.name.cmp(&other.user.name));
-        WhoCan { question: question.clone(), may, may_not }
+        may.sort_by(|one, other| one.username.cmp(&other.username));
+        let more = may.len().saturating_sub(most);
+        may.truncate(most);
+        let may = may.into_iter().map(|it| self.answer(it, question, delivery)).collect();
+        WhoCan { question: question.clone(), may, more, may_not }
     }
 
     /// Everything the user may do.

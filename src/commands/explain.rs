@@ -81,7 +81,7 @@ pub(crate) async fn explain(cli: &Cli, arguments: &Explain) -> anyhow::Result<Ex
     let explain = reconciler.explain().await?;
     let Some(name) = &arguments.user else {
         let question = question.expect("without a user there is a question");
-        let who = explain.who_can(&question, Delivery::default());
+        let who = explain.who_can(&question, Delivery::default(), usize::MAX);
         print(&if arguments.json { format!("{:#}\n", json!(who)) } else { who_text(&who) })?;
         return Ok(code(!who.may.is_empty()));
     };
@@ -149,24 +149,12 @@ fn question(arguments: &Explain) -> Result<Option<Question>, Usage> {
         (None, ..) => return Ok(None),
     };
     let asked = Question::new(action.into(), subject, arguments.queue.as_deref());
-    let bad = |error| {
-        Usage {
+    let bad = |error: BadQuestion| Usage {
         problem: match error {
             BadQuestion::Queue(_) | BadQuestion::QueueOfPublisher => format!("{error}"),
             BadQuestion::Subject(_) | BadQuestion::Wildcard => format!("{subject:?}: {error}"),
         },
-        hint: Some(
-            match error {
-                BadQuestion::Wildcard => "ask for one that it matches, such as `orders.new`",
-                BadQuestion::QueueOfPublisher => "leave `--queue` out",
-                BadQuestion::Subject(_) | BadQuestion::Queue(_) => {
-                    "tokens with dots between them, such as `orders.new`; wildcards are `*` for one \
-                     whole token and `>` for all at the end"
-                }
-            }
-            .into(),
-        ),
-    }
+        hint: Some(error.hint().into()),
     };
     asked.map(Some).map_err(bad)
 }

@@ -19,7 +19,7 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     // Else the port would be what is in the way, and that tells less.
     reconciler.check_alone()?;
     let watch = reconciler.status().clone();
-    let mut admin = Admin::start(&options.admin, &watch).await?;
+    let mut admin = Admin::start(&options, &watch).await?;
     let mut former = None;
     let (version, file) = (env!("CARGO_PKG_VERSION"), options.auth_file.path.display());
     info!(version, %file, "pb-nats keeps NATS in step with PocketBase");
@@ -43,20 +43,20 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         match (reconciler.run(stop).await, former.take()) {
             (Ok(()), _) => (),
             (Err(error), None) => return Err(error.into()),
-            (Err(error), Some((former, listened))) => {
+            (Err(error), Some((former, served))) => {
                 keep_settings(&error.into());
                 reconciler = former;
-                if let Err(error) = admin.change(&listened).await {
+                if let Err(error) = admin.change(&served).await {
                     keep_settings(&error.into());
                 }
                 continue;
             }
         }
         let Some((mut next, options)) = next else { break };
-        match admin.change(&options.admin).await {
-            Ok(listened) => {
+        match admin.change(&options).await {
+            Ok(served) => {
                 next.report_to(&watch);
-                former = Some((mem::replace(&mut reconciler, next), listened));
+                former = Some((mem::replace(&mut reconciler, next), served));
             }
             Err(error) => {
                 keep_settings(&error.into());

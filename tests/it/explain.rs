@@ -81,7 +81,7 @@ fn an_answer_needs_the_records_and_nothing_else() {
         ("anm pub x", undecided, &["error: ", "hint: did you mean \"ann\"?"]),
         ("ann pub a..b", undecided, &["error: \"a..b\": it is not a subject", "hint: "]),
         ("ann pub orders.*", undecided, &["hint: ask for one"]),
-        ("ann pub x --queue q", undecided, &["hint: leave `--queue` out"]),
+        ("ann pub x --queue q", undecided, &["hint: leave the queue group out"]),
         ("ann --queue q", undecided, &["hint: "]),
         ("ann pub", undecided, &["<SUBJECT>"]),
         ("--who-can zub x", undecided, &["\"zub\" is neither"]),

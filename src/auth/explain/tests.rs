@@ -315,11 +315,15 @@ fn an_answer_is_an_object_with_texts() {
             "change": [], "notes": [],
         })
     );
-    let who = explain.who_can(&question("sub x"), Delivery::All);
-    let expected =
-        json!({"action": "subscribe", "subject": "x", "queue": null, "may": [], "may_not": 1});
+    let who = explain.who_can(&question("sub x"), Delivery::All, 9);
+    let expected = json!({
+        "action": "subscribe", "subject": "x", "queue": null, "may": [], "more": 0, "may_not": 1,
+    });
     assert_eq!(json!(who), expected);
     assert_eq!(json!(explain.rights(ann))["login"], "password");
+    let cut = explain.who_can(&question("pub PUBLIC.x"), Delivery::All, 0);
+    assert_eq!((cut.may.len(), cut.more, cut.may_not), (0, 1, 0));
+    assert_eq!((explain.names("N", 9), explain.names("n", 0)), (vec!["ann"], vec![]));
 }
 
 /// Subjects of few tokens, so that they meet often.
