@@ -331,7 +331,7 @@ async fn keep(
 ) -> anyhow::Result<()> {
     let mut reconciler = reconciler(&stage.options)?;
     let watch = reconciler.status().clone();
-    let _admin = Admin::start(&stage.options.admin, &watch).await?;
+    let _admin = Admin::start(&stage.options, &watch).await?;
     let mut told = Ok(ExitCode::SUCCESS);
     let stop = async {
         let mut shown = false;
