@@ -58,7 +58,7 @@ pub struct AuthFile {
     judge: Option<Judge>,
     /// The hash of the file that was last kept as good, or could not be.
     kept: String,
-    /// How the file was when a pass last looked at it or replaced it.
+    /// How the file was when it was last read, replaced or found to be disturbed.
     left: Option<Shape>,
 }
 
@@ -308,10 +308,16 @@ impl AuthFile {
         Ok(Current { text, desired, hash, foreign })
     }
 
-    /// Returns when the file is not as the last pass left it. May be dropped at any time.
-    pub async fn disturbed(&self) {
+    /// Returns, once for each time, when the file is not as it was left. May be dropped at any time.
+    pub async fn disturbed(&mut self) {
         // There are mounts that tell nobody about changes, and to look costs next to nothing.
-        while shape(&self.path) == self.left {
+        loop {
+            let now = shape(&self.path);
+            if now != self.left {
+                // A pass that cannot even look at it is not to be made again and again.
+                self.left = now;
+                return;
+            }
             time::sleep(WATCH).await;
         }
     }
@@ -560,9 +566,6 @@ impl AuthFile {
         judge: Option<Judge>,
     ) -> Result<Applied, ApplyError> {
         let written = fs::metadata(&self.path).and_then(|it| it.modified());
-        if changed {
-            self.left = shape(&self.path);
-        }
         let main = self.main_config()?;
         let main_changed = main.as_ref().map(MainConfig::changed);
         let with = main.clone().zip(judge.clone());
@@ -667,7 +670,7 @@ impl AuthFile {
     }
 
     /// Replaces the file in one step, so that a server reading it sees the old or the new.
-    fn write(&self, text: &str) -> Result<(), ApplyError> {
+    fn write(&mut self, text: &str) -> Result<(), ApplyError> {
         // A link stays a link; what it points to is replaced.
         let path = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
         let replace = || {
@@ -698,7 +701,10 @@ impl AuthFile {
             // The rename itself must survive a power cut.
             fs::File::open(dir)?.sync_all()
         };
-        replace().map_err(|err: io::Error| self.io("replaced", err))
+        let replaced = replace().map_err(|err: io::Error| self.io("replaced", err));
+        // Even if it could not be: half of it may be there.
+        self.left = shape(&self.path);
+        replaced
     }
 
     /// `false` if the file's owner cannot be kept by a new file.

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt as _;
 use pb_nats::{
     apply::{Adopt, Applied, AuthFile},
     auth::{Credential, Desired, Grant, PasswordHash, User},
@@ -429,6 +430,38 @@ async fn a_server_that_was_down_is_brought_in_step_when_it_is_back() {
         proof(&house.changed(&["eve"]).await);
         assert!(nats.accepts("eve", "eve"));
     }
+}
+
+/// Else a file that a pass cannot get to would be looked at without a rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn that_the_file_is_another_is_told_once() {
+    let nats = Nats::start();
+    let mut house = House::of(&nats, |_| ());
+    house.write(&["ann"]).await;
+    assert!(house.file.disturbed().now_or_never().is_none(), "it was us");
+    write(nats.auth_file(), "torn");
+    assert!(house.file.disturbed().now_or_never().is_some());
+    assert!(house.file.disturbed().now_or_never().is_none());
+    fs::remove_file(nats.auth_file()).unwrap();
+    assert!(house.file.disturbed().now_or_never().is_some());
+    assert!(house.file.disturbed().now_or_never().is_none());
+}
+
+/// It was there when it was told to reload, and may be starting again; but not for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_server_that_falls_silent_is_not_waited_for_to_the_end() {
+    let (nats, mute) = (Nats::start(), Nats::start());
+    let (pid, muted) = (nats.pid(), mute.pid());
+    let mut house = House::of(&nats, |it| {
+        it.monitor_url = vec![nats.monitor_url(), mute.monitor_url()];
+        it.reload_timeout = Duration::from_hours(1);
+        it.reload_command = Some(format!("sh -c 'kill -STOP {muted}; kill -HUP {pid}'"));
+    });
+    let outcomes = tokio::time::timeout(SOON, house.changed(&["ann"])).await;
+    mute.signal(Signal::CONT);
+    let outcomes = outcomes.expect("it comes to an end long before `reload_timeout`");
+    assert_eq!(in_step(&outcomes).len(), 1, "{outcomes:#?}");
+    assert!(nats.accepts("ann", "ann"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
