@@ -117,10 +117,9 @@ fn warn_of_the_next_pass(options: &Options) {
     let warning = match AuthFile::new(options).keeper() {
         Some(pid) => {
             let pid = pid.map(|it| format!(" (process {it})")).unwrap_or_default();
-            let within = options.pocketbase.resync_interval;
             format!(
-                "`pb-nats run`{pid} brings PocketBase's state back at its next pass, within \
-                 {within:?}; stop it first to keep what is restored. {mend}"
+                "`pb-nats run`{pid} brings PocketBase's state back as soon as it sees another \
+                 file; stop it first to keep what is restored. {mend}"
             )
         }
         None => format!("the next `pb-nats run` or `once` brings PocketBase's state back. {mend}"),
