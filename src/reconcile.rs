@@ -260,7 +260,13 @@ impl<S: Source> Reconciler<S> {
                         Extent::Losses { .. } => agenda.early += removed,
                     }
                 }
-                Err(error) => agenda.passed(backoff.failed(&error, self.pace.resync)),
+                Err(error) => {
+                    let wait = backoff.failed(&error, self.pace.resync);
+                    match extent {
+                        Extent::All => agenda.passed(wait),
+                        Extent::Losses { .. } => agenda.failed_early(wait, self.limits),
+                    }
+                }
             }
         }
     }
@@ -313,7 +319,7 @@ impl<S: Source> Reconciler<S> {
         self.findings = plan.findings;
         self.board.counts(&snapshot, &self.findings);
 
-        let wanted = plan.write && (current.desired.is_none() || self.wanted(&snapshot));
+        let wanted = plan.write && self.wanted(&snapshot, &current, main_config.as_ref());
         if let Extent::Losses { most_removed } = extent
             && (!wanted
                 || plan.refused.is_some()
@@ -358,9 +364,9 @@ impl<S: Source> Reconciler<S> {
         let holds =
             if wanted { &plan.desired } else { current.desired.as_deref().expect("it is whole") };
         let servers = self.enforce(&applied, holds, &current, main_config.as_ref()).await?;
-        tell(&plan.changes, &applied, &servers, begun.elapsed());
         let changes = wanted.then_some(plan.changes);
-        let (users, cut_off) = (plan.desired.users.len(), self.servers.receipt());
+        tell(changes.as_ref(), &applied, &servers, begun.elapsed());
+        let (users, cut_off) = (holds.users.len(), self.servers.receipt());
         Ok(Some(Converged { changes, users, servers, cut_off }))
     }
 
@@ -573,12 +579,21 @@ impl<S: Source> Reconciler<S> {
         }
     }
 
-    /// Whether any of what happened since the file was in step is to be applied at once.
-    fn wanted(&self, snapshot: &Snapshot) -> bool {
-        let (Some(filter), Some(look)) = (&self.filter, &self.seen) else { return true };
-        let events = Event::between(look, snapshot);
-        // If nothing happened, then the file was edited, and is put right.
-        events.is_empty() || events.iter().any(|it| filter.0(it))
+    /// Whether what the records say is to be applied at once: all of it, unless nothing but what is
+    /// filtered happened since the file was in step.
+    fn wanted(
+        &self,
+        snapshot: &Snapshot,
+        current: &Current,
+        main_config: Option<&MainConfig>,
+    ) -> bool {
+        let (Some(filter), Some(seen)) = (&self.filter, &self.seen) else { return true };
+        if Event::between(seen, snapshot).iter().any(|it| filter.0(it)) {
+            return true;
+        }
+        // Somebody may have edited the file since, and that is not for the filter to let stand.
+        let (left, _) = Desired::new(seen, &self.policy(main_config));
+        current.desired.as_ref().is_none_or(|it| !Changes::between(it, &left).is_empty())
     }
 
     /// Fails if nats-server does not take its users from the auth file, or nobody knows: what was
@@ -674,6 +689,12 @@ impl Agenda {
         self.rested = time::Instant::now() + begun.elapsed() * 4;
     }
 
+    /// Nobody knows how many were removed, so that nobody else is before the burst's end.
+    fn failed_early(&mut self, next: Duration, limits: Limits) {
+        self.pass = time::Instant::now() + next;
+        self.early = limits.min_removed;
+    }
+
     fn passed(&mut self, next: Duration) {
         self.pass = time::Instant::now() + next;
         self.burst = None;
@@ -709,12 +730,12 @@ fn tell_findings(before: &[Finding], findings: &[Finding]) {
 }
 
 /// One line for each change of the file, or of what a server runs.
-fn tell(changes: &Changes, applied: &Applied, servers: &[Outcome], took: Duration) {
+fn tell(changes: Option<&Changes>, applied: &Applied, servers: &[Outcome], took: Duration) {
     if !applied.changed && servers.iter().all(|it| it.took.is_none()) {
         debug!(?took, "nothing to do");
         return;
     }
-    let changes = applied.changed.then(|| field::display(changes));
+    let changes = changes.map(field::display);
     let unverified = servers.iter().find_map(|it| match &it.state {
         State::Unverified { why } => Some(*why),
         State::InStep { .. } | State::NotInStep { .. } => None,
@@ -874,5 +895,21 @@ mod tests {
         let (losses, all, next) = looks(1, Duration::from_secs(1)).await;
         assert_eq!((losses, all), (1, 1));
         assert!(next > Duration::from_secs(50), "nothing is left to do");
+    }
+
+    /// Where each reload fails, the guard would else see what is left after some were removed.
+    #[tokio::test(start_paused = true)]
+    async fn early_removals_that_failed_are_not_made_again_and_again() {
+        let mut agenda = Agenda::new();
+        agenda.passed(PACE.resync);
+        agenda.hinted(PACE);
+        let Extent::Losses { most_removed } = agenda.next(LIMITS).1 else { panic!("{agenda:?}") };
+        assert_eq!(most_removed, 9);
+        agenda.looked(time::Instant::now());
+        agenda.failed_early(Backoff::LONGEST, LIMITS);
+        agenda.hinted(PACE);
+        let Extent::Losses { most_removed } = agenda.next(LIMITS).1 else { panic!("{agenda:?}") };
+        assert_eq!(most_removed, 0);
+        assert!(agenda.burst.is_some(), "the guard is to see the burst as a whole, and soon");
     }
 }

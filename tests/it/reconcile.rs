@@ -631,6 +631,25 @@ fn a_missing_file_is_written_whatever_the_filter_says() {
 }
 
 #[test]
+fn an_edited_file_is_put_right_whatever_the_filter_says() {
+    let (pb, nats, mut pb_nats, clerk) = town();
+    pb_nats.set("sync.debounce", "10ms");
+    pb_nats.set("sync.ignore_events", vec!["role_update"]);
+    let running = pb_nats.run();
+    running.wait_for(|it| it.contains("in force"));
+    let mut ann = nats.client("ann", PASSWORD);
+    pb.update("nats_roles", &clerk.role, &json!({"publish_permissions": ["payroll"]}));
+    let early = poll(Duration::from_secs(2), || ann.may_publish("payroll").then_some(()));
+    assert!(early.is_none(), "it is filtered");
+    let good = fs::read_to_string(nats.auth_file()).unwrap();
+    let eve = format!("users = [\n    {{user: \"eve\", password: \"{}\"}}", bcrypt("eve"));
+    write(nats.auth_file(), good.replace("users = [", &eve));
+    let text = || fs::read_to_string(nats.auth_file()).unwrap();
+    eventually("eve is out of the file", || (!text().contains("\"eve\"")).then_some(()));
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+}
+
+#[test]
 fn the_first_change_is_waited_for_if_so_set() {
     let (pb, nats, mut pb_nats, clerk) = town();
     pb_nats.set("sync.debounce", "10ms");
