@@ -74,6 +74,7 @@ pub(super) struct Asked {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Like {
+    #[serde(default)]
     like: String,
 }
 

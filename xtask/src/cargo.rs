@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     path::PathBuf,
     process::{Command, Stdio},
     time::Instant,
@@ -67,21 +67,26 @@ pub(crate) fn ci() -> Result<()> {
         cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"),
     )?;
     step("demo", cargo().args(["xtask", "demo", "--check"]))?;
-    install_fault_tools();
+    install(&["chromium", "chromedriver"], &["chromium", "chromium-driver"]);
+    step("page, metrics and alert rules", cargo().args(["xtask", "browser"]))?;
+    install(&["strace", "faketime"], &["strace", "faketime"]);
     step("faults", cargo().args(["xtask", "faults", "--quick"]))
 }
 
-/// Installs what some faults need, where that can be done. What is missing is skipped, and said so.
-fn install_fault_tools() {
-    let there = |program: &str| {
-        let said = Command::new(program).arg("--version").stdout(Stdio::null()).status();
-        said.is_ok_and(|it| it.success())
-    };
-    if is_root() && !(there("strace") && there("faketime")) {
-        for words in [&["update"][..], &["install", "--yes", "strace", "faketime"]] {
+/// Installs what a step needs, where that can be done. What is missing is skipped, and said so.
+fn install(programs: &[&str], packages: &[&str]) {
+    if is_root() && !programs.iter().all(there) {
+        let install = [&["install", "--yes", "--no-install-recommends"], packages].concat();
+        for words in [&["update"][..], &install] {
             let _ = Command::new("apt-get").args(words).output();
         }
     }
+}
+
+/// Whether this program runs here.
+pub(crate) fn there(program: impl AsRef<OsStr>) -> bool {
+    let said = Command::new(program).arg("--version").stdout(Stdio::null()).status();
+    said.is_ok_and(|it| it.success())
 }
 
 /// Writes the generated pages, or says whether they are up to date. A test knows which they are.

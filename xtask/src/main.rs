@@ -7,6 +7,7 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "it has no runtime to block and no file to tear")]
 
+mod browser;
 mod cargo;
 mod demo;
 mod faults;
@@ -38,6 +39,8 @@ enum Task {
     },
     /// Break everything that can break, and see whether the promises hold.
     Faults(faults::Faults),
+    /// Show the status page to Chromium, and metrics and alert rules to Prometheus' promtool.
+    Browser,
     /// All that has to hold before a change is merged.
     Ci,
     /// Write the generated pages in `docs/` anew.
@@ -81,6 +84,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo { check } => demo::run(check),
         Task::Test { arguments } => cargo::test(&arguments),
         Task::Faults(arguments) => faults::run(&arguments),
+        Task::Browser => browser::run(),
         Task::Ci => cargo::ci(),
         Task::Docs { check } => cargo::docs(check),
         Task::Bench { quick, million } => cargo::bench(quick, million),

@@ -1,0 +1,289 @@
+//! The status page in a real browser, and the metrics and alert rules before Prometheus' own judge.
+
+use std::{
+    fs,
+    io::Write as _,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use data_encoding::BASE64;
+use serde_json::{Value, json};
+
+use crate::{
+    cargo,
+    support::{Nats, Pb, PbNats, Process, Running, free_address, http, poll, write},
+    tools,
+};
+
+/// Within this, the page has to show what is.
+const SOON: Duration = Duration::from_secs(30);
+
+/// Drives the page in Chromium, and shows Prometheus the metrics and rules.
+pub(crate) fn run() -> Result<()> {
+    tools::install()?;
+    let pb = Pb::start();
+    let nats = Nats::start();
+    let writer = pb.role("writer", &["news.>"], &["news.>", "_INBOX.>"]);
+    pb.user("ann", "ann-password", &writer);
+    pb.user("bob", "bob-password", &pb.role("reader", &[], &["news.>"]));
+    pb.create("nats_users", &json!({ "username": "c<b>leo", "active": true }));
+    let mut pb_nats = PbNats::between(cargo::build()?, &pb, &nats);
+    pb_nats.set("admin.listen", "127.0.0.1:0");
+    pb_nats.set("nats.reload_timeout", "1s");
+    let running = pb_nats.run();
+    let url = address(&running)?;
+    let world = World { pb, nats, writer, url };
+    world.please_prometheus()?;
+    if let Some(promtool) = promtool() {
+        let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist/prometheus/pb-nats.rules.yml");
+        cargo::run(Command::new(promtool).args(["check", "rules", rules]))?;
+    } else {
+        println!("skipped, since there is no promtool: whether the alert rules are right");
+    }
+    if cargo::there("chromedriver") {
+        world.please_chromium()?;
+    } else {
+        println!("skipped, since there is no chromedriver: the page in a browser");
+    }
+    Ok(())
+}
+
+/// Prometheus' own judge. Where it is not installed, it is taken out of its Debian package: that way
+/// no service is started.
+fn promtool() -> Option<PathBuf> {
+    if cargo::there("promtool") {
+        return Some("promtool".into());
+    }
+    let folder = tools::target_folder().ok()?.join("prometheus");
+    let promtool = folder.join("usr/bin/promtool");
+    if !cargo::there(&promtool) {
+        fs::create_dir_all(&folder).ok()?;
+        let mut apt = Command::new("apt-get");
+        apt.args(["download", "--quiet", "prometheus"]).current_dir(&folder).output().ok()?;
+        let files = fs::read_dir(&folder).ok()?.filter_map(|it| Some(it.ok()?.path()));
+        let package = files.into_iter().find(|it| it.extension().is_some_and(|it| it == "deb"))?;
+        Command::new("dpkg-deb").arg("--extract").args([&package, &folder]).output().ok()?;
+    }
+    cargo::there(&promtool).then_some(promtool)
+}
+
+/// A pb-nats at work, and where it tells how it is.
+struct World {
+    pb: Pb,
+    nats: Nats,
+    writer: String,
+    url: String,
+}
+
+impl World {
+    /// What reads `OpenMetrics` is Prometheus' client for Python: promtool reads the older format only.
+    fn please_prometheus(&self) -> Result<()> {
+        let in_step = || self.metrics().ok().filter(|it| it.contains("\npb_nats_in_step 1"));
+        let metrics = poll(SOON, in_step).context("the metrics never say that all is in step")?;
+        let folder = tools::target_folder()?.join("prometheus-client");
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+        pip.args(["--root-user-action=ignore", "--target"]).arg(&folder);
+        pip.arg("prometheus-client==0.22.1");
+        if !folder.is_dir() && !pip.output().is_ok_and(|it| it.status.success()) {
+            println!(
+                "skipped, since pip has no prometheus-client: whether the metrics can be read"
+            );
+            return Ok(());
+        }
+        let program = "import sys; from prometheus_client.openmetrics import parser; \
+                       families = list(parser.text_fd_to_metric_families(sys.stdin)); \
+                       print(' ', len(families), 'families of metrics'); \
+                       sys.exit(len(families) < 10)";
+        let mut python = Command::new("python3");
+        python.args(["-c", program]).env("PYTHONPATH", &folder).stdin(Stdio::piped());
+        let mut python = python.spawn()?;
+        python.stdin.take().context("stdin is piped")?.write_all(metrics.as_bytes())?;
+        ensure!(python.wait()?.success(), "the metrics are no OpenMetrics:\n{metrics}");
+        Ok(())
+    }
+
+    fn metrics(&self) -> Result<String> {
+        Ok(http().get(format!("{}/metrics", self.url)).call()?.body_mut().read_to_string()?)
+    }
+
+    fn please_chromium(&self) -> Result<()> {
+        let browser = Browser::start()?;
+        browser.goes_to(&format!("{}/", self.url))?;
+        browser.sees("the page says that all is in force", "sentence.className === 'in_step'")?;
+        browser
+            .sees("a name is text, whatever is in it", "records.innerText.includes('c<b>leo')")?;
+
+        self.pb.update(
+            "nats_roles",
+            &self.writer,
+            &json!({ "publish_permissions": ["letters.>"] }),
+        );
+        browser.sees("a change shows by itself", "changes.innerText.includes('1 role changed')")?;
+        browser.sees(
+            "and that it is in force",
+            "changes.firstChild.innerText.includes('in force after')",
+        )?;
+
+        let asked = |user: &str, action: &str, subject: &str| {
+            let words = [json!(user), json!(action), json!(subject)].map(|it| it.to_string());
+            let [user, action, subject] = words;
+            browser.does(&format!(
+                "const $ = id => document.getElementById(id); $('user').value = {user}; \
+                 $('action').value = {action}; $('subject').value = {subject}; \
+                 $('who').requestSubmit()"
+            ))
+        };
+        asked("ann", "pub", "letters.1")?;
+        browser.sees("who may, and why", "answer.innerText.includes('publish_permissions[0]')")?;
+        asked("anm", "pub", "letters.1")?;
+        browser
+            .sees("whom one may have meant", "answer.innerText.includes('did you mean \"ann\"')")?;
+        asked("ann", "pub", "")?;
+        browser.sees("all that one may", "answer.innerText.includes('letters.>')")?;
+        asked("", "sub", "news.1")?;
+        browser.sees("all who may", "answer.innerText.includes('2 of 2 users may subscribe')")?;
+        browser.does("document.getElementById('user').focus()")?;
+        browser.sees("names to pick from", "names.children.length === 3")?;
+        for (name, width, scheme) in
+            [("light", 1200, "light"), ("dark", 1200, "dark"), ("phone", 390, "dark")]
+        {
+            browser.looks(name, width, scheme)?;
+        }
+
+        let pid = fs::read_to_string(self.nats.pid_file())?;
+        write(self.nats.pid_file(), "nobody");
+        self.pb.update("nats_roles", &self.writer, &json!({ "publish_permissions": ["news.>"] }));
+        browser.sees("a failing reload turns it red", "sentence.className === 'not_in_step'")?;
+        browser.sees("and what to do", "hint.innerText.startsWith('What to do: ')")?;
+        browser.looks("failing", 1200, "light")?;
+        write(self.nats.pid_file(), &pid);
+        browser.sees("and mended, it is as before", "sentence.className === 'in_step'")?;
+        browser.has_behaved(&self.url)
+    }
+}
+
+/// A Chromium with one page, gone when dropped.
+struct Browser {
+    session: String,
+    _driver: Process,
+}
+
+impl Browser {
+    fn start() -> Result<Browser> {
+        let address = free_address();
+        let mut driver = Command::new("chromedriver");
+        driver.arg(format!("--port={}", address.port())).stdout(Stdio::null());
+        let driver = Process::start(&mut driver);
+        let url = format!("http://{address}");
+        let up = || http().get(format!("{url}/status")).call().ok();
+        poll(SOON, up).context("chromedriver does not answer")?;
+        let wanted = json!({ "capabilities": { "alwaysMatch": {
+            "goog:chromeOptions": { "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage"] },
+            "goog:loggingPrefs": { "browser": "ALL", "performance": "ALL" },
+        }}});
+        let session = post(&format!("{url}/session"), &wanted)?;
+        let id = session["sessionId"].as_str().context("a session has an id")?;
+        Ok(Browser { session: format!("{url}/session/{id}"), _driver: driver })
+    }
+
+    fn order(&self, what: &str, details: &Value) -> Result<Value> {
+        post(&format!("{}/{what}", self.session), details)
+    }
+
+    fn goes_to(&self, url: &str) -> Result<Value> {
+        self.order("url", &json!({ "url": url }))
+    }
+
+    fn does(&self, script: &str) -> Result<Value> {
+        self.order("execute/sync", &json!({ "script": script, "args": [] }))
+    }
+
+    /// Waits until this holds in the page.
+    fn sees(&self, what: &str, condition: &str) -> Result<()> {
+        let script = format!(
+            "const it = id => document.getElementById(id); const [sentence, hint, records, changes, \
+             answer, names] = ['sentence', 'hint', 'records', 'changes', 'answer', 'names'].map(it); \
+             return {condition}"
+        );
+        let seen = || self.does(&script).ok().filter(|it| *it == true);
+        let text = || self.does("return document.body.innerText").unwrap_or_default().to_string();
+        poll(SOON, seen).with_context(|| format!("not seen: {what}, in\n{}", text()))?;
+        println!("  seen: {what}");
+        Ok(())
+    }
+
+    /// Takes a picture of the whole page, and makes sure that nothing is wider than it.
+    fn looks(&self, name: &str, width: u32, scheme: &str) -> Result<()> {
+        let tell = |order: &str, params: Value| {
+            self.order("goog/cdp/execute", &json!({ "cmd": order, "params": params }))
+        };
+        let size =
+            json!({ "width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500 });
+        tell("Emulation.setDeviceMetricsOverride", size)?;
+        let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
+        tell("Emulation.setEmulatedMedia", json!({ "features": features }))?;
+        let wide = "const it = document.documentElement; return it.scrollWidth <= it.clientWidth";
+        ensure!(self.does(wide)? == true, "{name}: something is wider than the page");
+        let picture = tell("Page.captureScreenshot", json!({ "captureBeyondViewport": true }))?;
+        let png = BASE64.decode(picture["data"].as_str().context("a picture")?.as_bytes())?;
+        let folder = tools::target_folder()?.join("screenshots");
+        fs::create_dir_all(&folder)?;
+        let file = folder.join(format!("{name}.png"));
+        fs::write(&file, png)?;
+        println!("  picture: {}", file.display());
+        Ok(())
+    }
+
+    /// Nothing was complained of, and nobody else was asked for anything.
+    fn has_behaved(&self, url: &str) -> Result<()> {
+        let log = |kind: &str| self.order("se/log", &json!({ "type": kind }));
+        // An answer that is no success is told there too: we asked for somebody who is not.
+        let complaints = log("browser")?;
+        let complaints = complaints.as_array().context("a log is a list")?.iter();
+        let complaints: Vec<_> = complaints
+            .filter(|it| !it["message"].as_str().unwrap_or_default().contains("status of 404"))
+            .collect();
+        ensure!(complaints.is_empty(), "the console says {complaints:#?}");
+        let events = log("performance")?;
+        let mut asked = 0;
+        for event in events.as_array().context("a log is a list")? {
+            let event: Value = serde_json::from_str(event["message"].as_str().context("text")?)?;
+            let event = &event["message"];
+            if event["method"] == "Network.requestWillBeSent" {
+                let wanted = event["params"]["request"]["url"].as_str().context("a URL")?;
+                ensure!(
+                    wanted.starts_with(&format!("{url}/")) || wanted.starts_with("data:"),
+                    "the page asks elsewhere: {wanted}"
+                );
+                asked += 1;
+            }
+        }
+        ensure!(asked > 2, "requests are not heard of");
+        println!("  seen: no complaint, and {asked} requests, all to pb-nats");
+        Ok(())
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // Ends Chromium.
+        let _ = http().delete(&self.session).call();
+    }
+}
+
+fn post(url: &str, body: &Value) -> Result<Value> {
+    let mut answer = http().post(url).send_json(body)?;
+    let told: Value = answer.body_mut().with_config().limit(64 << 20).read_json()?;
+    ensure!(answer.status().is_success(), "{}", told["value"]["message"]);
+    Ok(told["value"].clone())
+}
+
+fn address(running: &Running) -> Result<String> {
+    let line = running.wait_for(|it| it.contains("status at http://"));
+    let (_, address) = line.rsplit_once("http://").context("it tells where")?;
+    Ok(format!("http://{address}"))
+}
