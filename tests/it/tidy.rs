@@ -119,7 +119,7 @@ fn rooms_know_only_what_is_behind_them() {
         ("server", &["apply", "auth", "options", "tls"]),
         ("status", &["auth", "options", "server", "source"]),
         ("reconcile", &["apply", "auth", "options", "server", "source", "status"]),
-        ("admin", &["options", "source", "status", "tls"]),
+        ("admin", &["auth", "options", "reconcile", "source", "status", "tls"]),
         ("check", &["apply", "auth", "options", "reconcile", "server", "source", "status"]),
     ];
     for (name, behind) in ROOMS {
