@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::{PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -20,12 +20,14 @@ use crate::{
     support::{Client, Login, Output, Running, SOON, Signal, eventually, http, tool, write},
 };
 
-/// Ports that are free when they are chosen are to be free when a server listens there.
+/// These tests take the same usual ports, and what is free when it is chosen is to be free when a
+/// server listens there.
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// Where `dev` is started.
 struct Place {
     dir: TempDir,
+    _alone: MutexGuard<'static, ()>,
 }
 
 /// What the card says, and who says it.
@@ -42,7 +44,8 @@ struct Stage {
 
 impl Place {
     fn new() -> Place {
-        let place = Place { dir: TempDir::new().unwrap() };
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = Place { dir: TempDir::new().unwrap(), _alone };
         // Their own folder, since there may be others of the name on the `PATH`.
         fs::create_dir(place.dir.path().join("bin")).unwrap();
         for name in ["pocketbase", "nats-server"] {
@@ -74,12 +77,10 @@ impl Place {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         ended(&mut self.command(arguments), "")
     }
 
     fn start(&self, more: &[&str]) -> Stage {
-        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let new = !self.folder().exists();
         let running = eventually("nobody else takes a port meanwhile", || {
             let running = Running::start(&mut self.command(&[&["dev"], more].concat()));
@@ -230,11 +231,8 @@ fn a_second_start_keeps_what_is_there_and_takes_other_ports_if_it_must() {
 
     edited += "# mine\n";
     write(&settings, &edited);
-    // Another of these tests may have it for a while.
-    let taken = eventually("the port is taken", || {
-        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        TcpListener::bind(nats).ok()
-    });
+    // Another test may have it for a while.
+    let taken = eventually("the port is taken", || TcpListener::bind(nats).ok());
     let stage = place.start(&[]);
     assert_ne!(stage.nats, nats);
     assert_eq!((&stage.example, &stage.superuser), (&None, &None), "they were told once");
