@@ -44,8 +44,8 @@ struct Stage {
 
 impl Place {
     fn new() -> Place {
-        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = Place { dir: TempDir::new().unwrap(), _alone };
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = Place { dir: TempDir::new().unwrap(), _alone: alone };
         // Their own folder, since there may be others of the name on the `PATH`.
         fs::create_dir(place.dir.path().join("bin")).unwrap();
         for name in ["pocketbase", "nats-server"] {
