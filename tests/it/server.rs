@@ -386,7 +386,13 @@ async fn a_server_that_is_busy_whenever_it_is_asked_is_not_overlooked() {
     assert_eq!(in_step(&outcomes), ["nats-server-1", "nats-server-2"]);
     assert_eq!(outcomes.len(), 3, "{outcomes:#?}");
     nats[2].signal(Signal::CONT);
-    let outcomes = house.unchanged().await;
+    // It may be too busy with what it has missed to answer the first pass.
+    let mut outcomes = house.unchanged().await;
+    for _ in 0..10 {
+        if in_step(&outcomes).len() < 3 {
+            outcomes = house.unchanged().await;
+        }
+    }
     assert_eq!(in_step(&outcomes).len(), 3, "{outcomes:#?}");
     assert!(nats[2].accepts("ann", "ann"));
 
