@@ -233,7 +233,7 @@ pub struct Change {
     pub cut_off: Option<CutOff>,
 }
 
-/// As [`Receipt`].
+/// As [`Receipt`](crate::server::Receipt).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CutOff {
     /// Whose connections.
