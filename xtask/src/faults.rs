@@ -18,6 +18,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use clap::ValueEnum as _;
 use fastrand::Rng;
 
 use crate::{cargo, support::Signal, tools};
@@ -129,8 +130,11 @@ impl Round<'_> {
 
     /// What is tried in a place, apart from the steps of a pass.
     fn trials(&self, place: Place, rng: &mut Rng) -> Vec<Trial> {
-        let here: Vec<Fault> =
-            Fault::ALL.into_iter().filter(|it| it.places().contains(&place)).collect();
+        let here: Vec<Fault> = Fault::value_variants()
+            .iter()
+            .copied()
+            .filter(|it| it.places().contains(&place))
+            .collect();
         let mut trials: Vec<Trial> =
             here.iter().map(|it| Trial::Faults(place, vec![*it])).collect();
         let combinations = if self.arguments.quick { 1 } else { 6 };
@@ -267,7 +271,7 @@ impl Trial {
     fn name(&self) -> String {
         match self {
             Trial::Faults(place, faults) => {
-                let names: Vec<&str> = faults.iter().map(|it| it.name()).collect();
+                let names: Vec<String> = faults.iter().map(|it| it.name()).collect();
                 format!("{} ({})", names.join(" + "), place.name())
             }
             Trial::AtStep(place, step, fault) => Trial::step_name(*place, *fault, &step.what),
@@ -275,7 +279,7 @@ impl Trial {
     }
 
     fn step_name(place: Place, fault: Option<Fault>, what: &str) -> String {
-        let fault = fault.map_or("pb-nats-killed", Fault::name);
+        let fault = fault.map_or_else(|| "pb-nats-killed".into(), Fault::name);
         format!("{fault} at step {what} ({})", place.name())
     }
 

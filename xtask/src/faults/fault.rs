@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use clap::ValueEnum;
 
 use super::{
     proxy::Weather,
@@ -16,14 +17,19 @@ use super::{
 use crate::support::{Signal, bcrypt, write};
 
 /// Something that breaks and is mended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(super) enum Fault {
     PbNatsKilled,
     PbNatsStopped,
+    #[value(name = "pocketbase-killed")]
     PocketBaseKilled,
+    #[value(name = "pocketbase-stopped")]
     PocketBaseStopped,
+    #[value(name = "pocketbase-restarted")]
     PocketBaseRestarted,
+    #[value(name = "pocketbase-slow")]
     PocketBaseSlow,
+    #[value(name = "pocketbase-unreachable")]
     PocketBaseUnreachable,
     NatsKilled,
     NatsStopped,
@@ -83,76 +89,8 @@ use Fault::{
 const LIVE: &str = "GET /api/realtime";
 
 impl Fault {
-    pub(super) const ALL: [Fault; 32] = [
-        PbNatsKilled,
-        PbNatsStopped,
-        PocketBaseKilled,
-        PocketBaseStopped,
-        PocketBaseRestarted,
-        PocketBaseSlow,
-        PocketBaseUnreachable,
-        NatsKilled,
-        NatsStopped,
-        NatsRestarted,
-        NatsSlow,
-        DiskFull,
-        FolderReadOnly,
-        FileEdited,
-        FileDeleted,
-        FileOlder,
-        FileOlderAndLoaded,
-        FileForeign,
-        LiveCut,
-        LiveHeld,
-        LiveDeaf,
-        LiveTorn,
-        LiveTwice,
-        LiveSlow,
-        TokenRevoked,
-        DatabaseRestored,
-        ClockSetBack,
-        ReloadHangs,
-        ReloadLies,
-        ReloadLate,
-        NodeCutOff,
-        NodeUnheard,
-    ];
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            PbNatsKilled => "pb-nats-killed",
-            PbNatsStopped => "pb-nats-stopped",
-            PocketBaseKilled => "pocketbase-killed",
-            PocketBaseStopped => "pocketbase-stopped",
-            PocketBaseRestarted => "pocketbase-restarted",
-            PocketBaseSlow => "pocketbase-slow",
-            PocketBaseUnreachable => "pocketbase-unreachable",
-            NatsKilled => "nats-killed",
-            NatsStopped => "nats-stopped",
-            NatsRestarted => "nats-restarted",
-            NatsSlow => "nats-slow",
-            DiskFull => "disk-full",
-            FolderReadOnly => "folder-read-only",
-            FileEdited => "file-edited",
-            FileDeleted => "file-deleted",
-            FileOlder => "file-older",
-            FileOlderAndLoaded => "file-older-and-loaded",
-            FileForeign => "file-foreign",
-            LiveCut => "live-cut",
-            LiveHeld => "live-held",
-            LiveDeaf => "live-deaf",
-            LiveTorn => "live-torn",
-            LiveTwice => "live-twice",
-            LiveSlow => "live-slow",
-            TokenRevoked => "token-revoked",
-            DatabaseRestored => "database-restored",
-            ClockSetBack => "clock-set-back",
-            ReloadHangs => "reload-hangs",
-            ReloadLies => "reload-lies",
-            ReloadLate => "reload-late",
-            NodeCutOff => "node-cut-off",
-            NodeUnheard => "node-unheard",
-        }
+    pub(super) fn name(self) -> String {
+        self.to_possible_value().expect("none is hidden").get_name().to_owned()
     }
 
     /// Where it can happen, and is worth a look.
