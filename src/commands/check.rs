@@ -40,17 +40,9 @@ pub(crate) async fn check(cli: &Cli, arguments: &Check) -> anyhow::Result<ExitCo
         lines.extend(tried);
     }
     if arguments.json {
-        print(&format!(
-            "{:#}
-",
-            json!(lines)
-        ))?;
+        print(&format!("{:#}\n", json!(lines)))?;
     } else {
-        print(&format!(
-            "{}
-",
-            check::summary(&lines)
-        ))?;
+        print(&format!("{}\n", check::summary(&lines)))?;
     }
     let failed = lines.iter().any(|it| it.verdict == Verdict::Wrong);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })

@@ -182,7 +182,7 @@ impl Ask {
         match self {
             Ask::System(system) => {
                 for running in answers.iter().filter_map(Answer::ok) {
-                    let all = system.all_connections(running, deadline).await.ok()?;
+                    let all = system.connected(running, None, deadline).await.ok()?;
                     servers.push(counted(all));
                 }
             }
@@ -323,34 +323,27 @@ impl System {
         let few = || users.iter().map(Some).collect();
         let mut found = Vec::new();
         for user in if users.len() <= FEW { few() } else { all() } {
-            for offset in (0..).step_by(PAGE) {
-                let query = json!({ "auth": true, "user": user, "offset": offset, "limit": PAGE });
-                let page: Option<Connz> =
-                    self.request(running, "CONNZ", &query.to_string(), deadline).await?;
-                let page = page.map(|it| it.connections).unwrap_or_default();
-                let last = page.len() < PAGE;
-                let theirs = page
-                    .into_iter()
-                    .filter(|it| it.is_of_ours() && users.contains(&it.authorized_user));
-                found.extend(theirs.map(|it| it.on(&running.id)));
-                if last {
-                    break;
-                }
-            }
+            let connected = self.connected(running, user, deadline).await?;
+            let theirs = connected
+                .into_iter()
+                .filter(|it| it.is_of_ours() && users.contains(&it.authorized_user));
+            found.extend(theirs.map(|it| it.on(&running.id)));
         }
         Ok(found)
     }
 
-    /// The connections that anybody has to one server.
-    async fn all_connections(
+    /// The connections to one server that are listed under this name; without one, all.
+    async fn connected(
         &self,
         running: &Running,
+        user: Option<&String>,
         deadline: Instant,
     ) -> Result<Vec<Connected>, ServerError> {
         let mut found = Vec::new();
         for offset in (0..).step_by(PAGE) {
-            let query = json!({ "auth": true, "offset": offset, "limit": PAGE }).to_string();
-            let page: Option<Connz> = self.request(running, "CONNZ", &query, deadline).await?;
+            let query = json!({ "auth": true, "user": user, "offset": offset, "limit": PAGE });
+            let page: Option<Connz> =
+                self.request(running, "CONNZ", &query.to_string(), deadline).await?;
             let page = page.map(|it| it.connections).unwrap_or_default();
             let last = page.len() < PAGE;
             found.extend(page);
