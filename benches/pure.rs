@@ -3,9 +3,12 @@
 //! `cargo bench --bench pure`
 
 use divan::{AllocProfiler, Bencher};
-use pb_nats::auth::{
-    Changes, Desired, PasswordHash, Permissions, Policy, RoleRecord, Snapshot, UserRecord, parse,
-    reads_back, render,
+use pb_nats::{
+    Options,
+    auth::{
+        Changes, Desired, PasswordHash, Permissions, Policy, RoleRecord, Snapshot, UserRecord,
+        parse, reads_back, render,
+    },
 };
 use serde_json::json;
 
@@ -43,17 +46,7 @@ fn snapshot(users: usize) -> Snapshot {
 }
 
 fn policy() -> Policy {
-    Policy {
-        user_collection: "nats_users".into(),
-        role_collection: "nats_roles".into(),
-        username_field: "username".into(),
-        password_field: "password".into(),
-        role_field: "role_id".into(),
-        default_publish: vec!["PUBLIC.>".into()],
-        default_subscribe: vec!["PUBLIC.>".into(), "_INBOX.>".into()],
-        reserved: [].into(),
-        login_timeout: None,
-    }
+    Policy::from(&Options::default())
 }
 
 #[divan::bench(args = USERS)]

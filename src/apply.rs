@@ -10,6 +10,7 @@ use std::{
     fmt::Write as _,
     future,
     io::{self, Write as _},
+    iter,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
     process::Stdio,
@@ -397,9 +398,8 @@ impl AuthFile {
         if with != self.checked_with || with.is_none() {
             // Not seen together before, so nothing is renamed before nats-server has seen it.
             let good = self.good();
-            let formers = [Some(former), good.as_ref()];
-            let formers: Vec<_> =
-                formers.into_iter().flatten().map(|it| it.text.as_str()).collect();
+            let formers = iter::once(former).chain(&good).map(|it| it.text.as_str());
+            let formers: Vec<&str> = formers.collect();
             self.check(judge.as_ref(), &text, &formers).await?;
             self.checked_with = with;
         }
@@ -421,19 +421,19 @@ impl AuthFile {
         self.applied(true, hash, stamp, judge)
     }
 
-    /// Returns if nats-server refuses the file for its own sake: with one of `formers`, or with the
-    /// last good file, it takes the same main config.
+    /// Returns if nats-server refuses the file for its own sake: with `former`, or with the last good
+    /// file, it takes the same main config.
     ///
-    /// If it takes it with none of them, the file stays, so that nobody who was removed returns with
+    /// If it takes it with neither, the file stays, so that nobody who was removed returns with
     /// a restart.
-    pub async fn refused(&mut self, new: &Applied, formers: &[&Current]) -> ApplyError {
+    pub async fn refused(&mut self, new: &Applied, former: &Current) -> ApplyError {
         new.digest().await;
         if let Some(said) = new.refusal() {
             if new.changed {
                 // Whatever it was, the next file is asked about before it is put in place.
                 self.checked_with = None;
             }
-            match self.refused_itself(new, formers).await {
+            match self.refused_itself(new, former).await {
                 Err(error) => return error,
                 Ok(()) if new.changed => {
                     warn!(said, "nats-server refuses the main config, with the former file too");
@@ -444,10 +444,10 @@ impl AuthFile {
         future::pending().await
     }
 
-    async fn refused_itself(&self, new: &Applied, formers: &[&Current]) -> Result<(), ApplyError> {
+    async fn refused_itself(&self, new: &Applied, former: &Current) -> Result<(), ApplyError> {
         let text = self.text()?;
         let good = self.good();
-        let formers = formers.iter().copied().chain(&good).map(|it| it.text.as_str());
+        let formers = iter::once(former).chain(&good).map(|it| it.text.as_str());
         let formers: Vec<&str> = formers.filter(|it| *it != text).collect();
         if formers.is_empty() {
             return Ok(());
@@ -455,14 +455,14 @@ impl AuthFile {
         self.check(new.judge.as_ref(), &text, &formers).await
     }
 
-    /// Makes the file hold the first of `formers`, or else the last good file, that nats-server takes;
-    /// less what `refused` takes away, so that nobody stays, or comes back, who was to go.
+    /// Makes the file hold `former`, or else the last good file, if nats-server takes it; less what
+    /// `refused` takes away, so that nobody stays, or comes back, who was to go.
     ///
-    /// `None`: it takes none of them, and the file holds what it held.
+    /// `None`: it takes neither, and the file holds what it held.
     pub async fn go_back(
         &mut self,
         refused: &Desired,
-        formers: &[&Current],
+        former: &Current,
     ) -> Result<Option<Applied>, ApplyError> {
         let now = self.text()?;
         if let Found::Foreign(_) | Found::Newer(_) = parse(&now) {
@@ -471,7 +471,7 @@ impl AuthFile {
         }
         let judge = self.judge().await;
         let good = self.good();
-        for former in formers.iter().copied().chain(&good) {
+        for former in iter::once(former).chain(&good) {
             let Some(desired) = &former.desired else { continue };
             let reduced = desired.reduced_by(refused);
             let stamped = stamp(&former.text).is_some();
@@ -607,13 +607,8 @@ impl AuthFile {
         let marks = proven.iter().map(String::as_str);
         let lines = [applied.hash.as_str()].into_iter().chain(marks).collect::<Vec<_>>().join("\n");
         let path = self.beside("proven");
-        let noted = tempfile::Builder::new()
-            .prefix(".pb-nats-")
-            .tempfile_in(folder(&path))
-            .and_then(|mut staged| {
-                staged.write_all(lines.as_bytes())?;
-                staged.persist(&path).map_err(|it| it.error)
-            });
+        let noted =
+            stage(folder(&path), &lines).and_then(|it| it.persist(&path).map_err(|it| it.error));
         if let Err(err) = noted {
             warn!(path = %path.display(), %err, "what was proven could not be noted");
         }
@@ -634,9 +629,7 @@ impl AuthFile {
             {
                 return Ok(());
             }
-            let mut staged =
-                tempfile::Builder::new().prefix(".pb-nats-").tempfile_in(folder(&path))?;
-            staged.write_all(text.as_bytes())?;
+            let staged = stage(folder(&path), &text)?;
             self.keep_mode_and_owner(&self.path, &staged)?;
             staged.as_file().sync_all()?;
             staged.persist(&path).map(drop).map_err(|it| it.error)
@@ -675,8 +668,7 @@ impl AuthFile {
         let path = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
         let replace = || {
             let dir = folder(&path);
-            let mut staged = tempfile::Builder::new().prefix(".pb-nats-").tempfile_in(dir)?;
-            staged.write_all(text.as_bytes())?;
+            let staged = stage(dir, text)?;
             let kept = self.keep_mode_and_owner(&path, &staged)?;
             staged.as_file().sync_all()?;
             let renamed =
@@ -933,6 +925,13 @@ fn find(program: &Path) -> Option<PathBuf> {
     }
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|it| it.join(program)).find(|it| it.is_file())
+}
+
+/// A file in this folder that holds the text, and is gone unless it is given its name.
+fn stage(dir: &Path, text: &str) -> io::Result<NamedTempFile> {
+    let mut staged = tempfile::Builder::new().prefix(".pb-nats-").tempfile_in(dir)?;
+    staged.write_all(text.as_bytes())?;
+    Ok(staged)
 }
 
 /// The folder that a file is in.

@@ -17,7 +17,7 @@ pub use self::{
     load::{OptionsError, Place},
     settings::{reference, settings_file},
 };
-use crate::auth::{Event, EventType, MaxRemoved};
+use crate::auth::{Event, EventType, MaxRemoved, Policy};
 
 /// All settings, named as in `pb-nats.toml`.
 ///
@@ -218,6 +218,24 @@ pub struct EventFilter(pub Arc<dyn Fn(&Event) -> bool + Send + Sync>);
 #[derive(Clone, Deserialize)]
 #[serde(from = "String")]
 pub struct Secret(Zeroizing<String>);
+
+/// What the settings say about records.
+impl From<&Options> for Policy {
+    fn from(options: &Options) -> Policy {
+        let Options { pocketbase, permissions, auth_file, nats, .. } = options;
+        Policy {
+            user_collection: pocketbase.user_collection.clone(),
+            role_collection: pocketbase.role_collection.clone(),
+            username_field: pocketbase.username_field.clone(),
+            password_field: pocketbase.password_field.clone(),
+            role_field: pocketbase.role_field.clone(),
+            default_publish: permissions.default_publish.clone(),
+            default_subscribe: permissions.default_subscribe.clone(),
+            reserved: nats.reserved_users.iter().cloned().collect(),
+            login_timeout: auth_file.login_timeout,
+        }
+    }
+}
 
 impl Secret {
     /// Takes the text as it is.

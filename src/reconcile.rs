@@ -140,22 +140,6 @@ pub enum ReconcileError {
     Placement(Placement),
 }
 
-/// What the settings say about records.
-pub(crate) fn policy(options: &Options) -> Policy {
-    let Options { pocketbase, permissions, auth_file, nats, .. } = options;
-    Policy {
-        user_collection: pocketbase.user_collection.clone(),
-        role_collection: pocketbase.role_collection.clone(),
-        username_field: pocketbase.username_field.clone(),
-        password_field: pocketbase.password_field.clone(),
-        role_field: pocketbase.role_field.clone(),
-        default_publish: permissions.default_publish.clone(),
-        default_subscribe: permissions.default_subscribe.clone(),
-        reserved: nats.reserved_users.iter().cloned().collect(),
-        login_timeout: auth_file.login_timeout,
-    }
-}
-
 impl<S: Source> Reconciler<S> {
     /// A reconciler for these settings. Nothing is read, written or asked yet.
     pub fn new(source: S, options: &Options) -> Result<Reconciler<S>, ServerError> {
@@ -163,7 +147,7 @@ impl<S: Source> Reconciler<S> {
         Ok(Reconciler {
             board: Board::new(options, source.link()),
             source,
-            policy: policy(options),
+            policy: Policy::from(options),
             file: AuthFile::new(options),
             servers: Servers::new(nats, &options.folder)?,
             limits: Limits { max_removed: sync.max_removed, min_removed: sync.min_removed },
@@ -333,41 +317,47 @@ impl<S: Source> Reconciler<S> {
         if let Some(refused) = plan.refused.filter(|_| wanted && !consent.removals) {
             return Err(self.keep(&current, main_config.as_ref(), refused.into()).await);
         }
-        self.board.is_at(Step::Apply);
-        // A server that joined later may know no stamps, and would refuse the file for its own.
-        let kept = current.desired.as_ref().filter(|_| !wanted);
-        let ages = kept.is_some() && stamp(&current.text).is_some();
-        let unstamp = ages && !self.servers.know_stamps().await;
-        let applied = if wanted || unstamp {
-            let stamped = !unstamp && self.stamped(main_config.as_ref()).await;
-            let desired = kept.unwrap_or(&plan.desired);
-            self.doing.send_replace("checking and writing the auth file");
-            let applied = match self.file.replace(Arc::clone(desired), &current, stamped).await {
-                Err(error @ ApplyError::Rejected(_)) => {
-                    let formers = &[&current];
-                    return Err(self.go_back(desired, formers, main_config.as_ref(), error).await);
-                }
-                applied => applied?,
-            };
-            if wanted {
-                self.servers.cut_off(&plan.changes.users_losing);
-                self.board.changed(&plan.changes);
-            }
-            applied
-        } else {
-            self.file.as_it_is(&current).await?
-        };
+        let holds =
+            if wanted { &plan.desired } else { current.desired.as_ref().expect("it is whole") };
+        let applied = self.apply(holds, &current, wanted, main_config.as_ref()).await?;
+        if wanted {
+            self.servers.cut_off(&plan.changes.users_losing);
+            self.board.changed(&plan.changes);
+        }
         if wanted || !plan.write {
             self.seen = seen;
         }
-
-        let holds =
-            if wanted { &plan.desired } else { current.desired.as_deref().expect("it is whole") };
         let servers = self.enforce(&applied, holds, &current, main_config.as_ref()).await?;
         let changes = wanted.then_some(plan.changes);
         tell(changes.as_ref(), &applied, &servers, begun.elapsed());
         let (users, cut_off) = (holds.users.len(), self.servers.receipt());
         Ok(Some(Converged { changes, users, servers, cut_off }))
+    }
+
+    /// Makes the file hold `desired`, if that is `wanted`; else it holds it already, and at most its
+    /// stamp goes. A file that nats-server refuses for its own sake does not stay.
+    async fn apply(
+        &mut self,
+        desired: &Arc<Desired>,
+        current: &Current,
+        wanted: bool,
+        main_config: Option<&MainConfig>,
+    ) -> Result<Applied, ReconcileError> {
+        self.board.is_at(Step::Apply);
+        // A server that joined later may know no stamps, and would refuse the file for its own.
+        let ages = !wanted && stamp(&current.text).is_some();
+        let unstamp = ages && !self.servers.know_stamps().await;
+        if !wanted && !unstamp {
+            return Ok(self.file.as_it_is(current).await?);
+        }
+        let stamped = !unstamp && self.stamped(main_config).await;
+        self.doing.send_replace("checking and writing the auth file");
+        match self.file.replace(Arc::clone(desired), current, stamped).await {
+            Err(error @ ApplyError::Rejected(_)) => {
+                Err(self.go_back(desired, current, main_config, error).await)
+            }
+            applied => Ok(applied?),
+        }
     }
 
     /// Makes every server run the file, which holds `desired`, and fails unless each that can be
@@ -382,12 +372,11 @@ impl<S: Source> Reconciler<S> {
         self.doing.send_replace("waiting for nats-server");
         self.board.holds(desired);
         self.board.is_at(Step::Servers);
-        let formers = &[former];
         let servers = tokio::select! {
             servers = self.servers.converge(applied) => servers,
             // There is nothing to wait for then, and nats-server would not start with the file.
-            error = self.file.refused(applied, formers) => {
-                return Err(self.go_back(desired, formers, main_config, error).await);
+            error = self.file.refused(applied, former) => {
+                return Err(self.go_back(desired, former, main_config, error).await);
             }
         };
         self.settle(applied, servers, main_config)
@@ -425,14 +414,14 @@ impl<S: Source> Reconciler<S> {
     async fn go_back(
         &mut self,
         refused: &Desired,
-        formers: &[&Current],
+        former: &Current,
         main_config: Option<&MainConfig>,
         why: ApplyError,
     ) -> ReconcileError {
-        for former in formers.iter().filter_map(|it| it.desired.as_deref()) {
+        if let Some(former) = &former.desired {
             self.servers.cut_off(&Changes::between(former, refused).users_losing);
         }
-        let back = match self.file.go_back(refused, formers).await {
+        let back = match self.file.go_back(refused, former).await {
             Ok(Some(applied)) => {
                 let servers = self.servers.converge(&applied).await;
                 self.settle(&applied, servers, main_config).map(drop)

@@ -14,11 +14,10 @@ use crate::{
     Options, Source as _,
     apply::{ApplyError, AuthFile},
     auth::{
-        Credential, Desired, Effect, Finding, PasswordHash, Permissions, RoleRecord, Snapshot,
-        UserRecord,
+        Credential, Desired, Effect, Finding, PasswordHash, Permissions, Policy, RoleRecord,
+        Snapshot, UserRecord,
     },
     options::Secret,
-    reconcile::policy,
     source::{PocketBase, SourceError, Superuser},
 };
 
@@ -354,7 +353,7 @@ async fn snapshot(options: &Options) -> Result<Snapshot, SourceError> {
 }
 
 fn desired(options: &Options, snapshot: &Snapshot) -> Result<(Desired, Vec<Finding>), ApplyError> {
-    let mut policy = policy(options);
+    let mut policy = Policy::from(options);
     let main_config = AuthFile::new(options).main_config()?;
     policy.reserved.extend(main_config.map(|it| it.account_users()).unwrap_or_default());
     Ok(Desired::new(snapshot, &policy))

@@ -2,8 +2,7 @@
 //! that are not there yet, and an include in the operator's main config.
 
 use std::{
-    env,
-    io::{self, Write as _},
+    env, io,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -12,7 +11,7 @@ use std::{
 use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
 use tempfile::TempDir;
 
-use super::{ApplyError, AuthFile, Lock, MainConfig, Placement, folder, reasons};
+use super::{ApplyError, AuthFile, Lock, MainConfig, Placement, folder, reasons, stage};
 use crate::options::Options;
 
 /// Whether a file that is there already is replaced.
@@ -30,8 +29,7 @@ pub fn place(path: &Path, text: &str, mode: u32, existing: Existing) -> Result<(
         let folder = folder(path);
         fs::create_dir_all(folder)?;
         // Nobody else may read it before it has its mode.
-        let mut staged = tempfile::Builder::new().prefix(".pb-nats-").tempfile_in(folder)?;
-        staged.write_all(text.as_bytes())?;
+        let staged = stage(folder, text)?;
         staged.as_file().set_permissions(std::fs::Permissions::from_mode(mode))?;
         staged.as_file().sync_all()?;
         match existing {
@@ -113,9 +111,7 @@ pub async fn add_to_main_config(
     let text = format!("{former}{newline}{lines}");
 
     let dir = folder(config);
-    let staged = tempfile::Builder::new().prefix(".pb-nats-").suffix(".conf").tempfile_in(dir);
-    let mut staged = staged.map_err(|err| main.io("staged", err))?;
-    staged.write_all(text.as_bytes()).map_err(|err| main.io("staged", err))?;
+    let staged = stage(dir, &text).map_err(|err| main.io("staged", err))?;
     let read = MainConfig::read(staged.path(), &options.auth_file.path);
     let placement = read.map_err(ApplyError::MainConfig)?.placement();
     if placement != Placement::InForce {

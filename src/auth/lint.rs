@@ -443,6 +443,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::auth::tests::policy;
 
     /// What is said of these lists of a role that one user has: kind, field and entry.
     fn said(
@@ -465,20 +466,6 @@ mod tests {
                 .to_owned()
         };
         remarks.iter().map(line).collect::<Vec<_>>().join("\n")
-    }
-
-    fn policy() -> Policy {
-        Policy {
-            user_collection: "nats_users".into(),
-            role_collection: "nats_roles".into(),
-            username_field: "username".into(),
-            password_field: "password".into(),
-            role_field: "role_id".into(),
-            default_publish: vec!["PUBLIC.>".into()],
-            default_subscribe: vec!["PUBLIC.>".into(), "_INBOX.>".into()],
-            reserved: BTreeSet::new(),
-            login_timeout: None,
-        }
     }
 
     fn user(id: &str, roles: &[&str]) -> UserRecord {

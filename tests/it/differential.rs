@@ -6,9 +6,12 @@
 use std::{collections::BTreeSet, env, fmt::Debug, str::FromStr, time::Duration};
 
 use nkeys::{KeyPair, KeyPairType};
-use pb_nats::auth::{
-    Action, Delivery, Explain, PasswordHash, Permissions, Policy, Question, RoleRecord, Snapshot,
-    Subject, UserRecord, Verdict, render,
+use pb_nats::{
+    Options,
+    auth::{
+        Action, Delivery, Explain, PasswordHash, Permissions, Policy, Question, RoleRecord,
+        Snapshot, Subject, UserRecord, Verdict, render,
+    },
 };
 use serde_json::{Value, json};
 
@@ -230,15 +233,11 @@ fn pair(id: &str) -> KeyPair {
 
 fn policy() -> Policy {
     Policy {
-        user_collection: "nats_users".into(),
-        role_collection: "nats_roles".into(),
-        username_field: "username".into(),
-        password_field: "password".into(),
-        role_field: "role_id".into(),
         default_publish: vec!["a.*".into(), "a.b.c".into(), "own.{{id}}".into()],
         default_subscribe: vec!["b.*".into(), "b.a.>".into(), "own.{{username}}.>".into()],
         reserved: ["reserved".to_owned()].into(),
         login_timeout: Some(Duration::from_mins(1)),
+        ..Policy::from(&Options::default())
     }
 }
 

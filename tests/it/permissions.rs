@@ -4,8 +4,11 @@
 use std::{sync::Arc, time::Duration};
 
 use nkeys::KeyPair;
-use pb_nats::auth::{
-    Desired, PasswordHash, Permissions, Policy, RoleRecord, Snapshot, UserRecord, dated, render,
+use pb_nats::{
+    Options,
+    auth::{
+        Desired, PasswordHash, Permissions, Policy, RoleRecord, Snapshot, UserRecord, dated, render,
+    },
 };
 use serde_json::{Value, json};
 
@@ -38,15 +41,10 @@ fn role(name: &str, publish: Value, subscribe: Value) -> RoleRecord {
 /// The file for these records.
 fn file(users: &[UserRecord], roles: &[RoleRecord]) -> String {
     let policy = Policy {
-        user_collection: "nats_users".into(),
-        role_collection: "nats_roles".into(),
-        username_field: "username".into(),
-        password_field: "password".into(),
-        role_field: "role_id".into(),
         default_publish: vec!["PUBLIC.>".into()],
         default_subscribe: vec!["PUBLIC.>".into()],
-        reserved: [].into(),
         login_timeout: Some(Duration::from_mins(1)),
+        ..Policy::from(&Options::default())
     };
     let snapshot = Snapshot { users: users.to_vec(), roles: roles.to_vec() };
     render(&Desired::new(&snapshot, &policy).0)
