@@ -167,7 +167,7 @@ impl Round<'_> {
         let wanted: Vec<Option<Fault>> = [None]
             .into_iter()
             .chain(others.map(Some))
-            .filter(|it| self.wants(&names(*it)))
+            .filter(|it| self.wants_some(&names(*it)))
             .collect();
         if wanted.is_empty() {
             return Ok(());
@@ -182,7 +182,7 @@ impl Round<'_> {
         let all = steps::survey(world_here)?;
         for fault in wanted {
             let mut steps = all.clone();
-            if self.arguments.quick {
+            if self.arguments.quick && self.arguments.only.is_none() {
                 steps = match (place, fault) {
                     (Place::Signal, None) => most_important(&all),
                     _ => vec![all[rng.usize(0..all.len())].clone()],
@@ -198,6 +198,12 @@ impl Round<'_> {
 
     fn wants(&self, name: &str) -> bool {
         self.arguments.only.as_ref().is_none_or(|it| name.contains(it.as_str()))
+    }
+
+    /// Whether one of the steps may be wanted. What they are called is not known yet.
+    fn wants_some(&self, name: &str) -> bool {
+        let step = self.arguments.only.as_ref().and_then(|it| it.split_once(" at step "));
+        step.map_or_else(|| self.wants(name), |(fault, _)| name.starts_with(fault))
     }
 
     fn world<'a>(
@@ -344,6 +350,15 @@ fn at_step(world: &mut World, step: &Step, fault: Option<Fault>) -> Result<Verdi
     world.checker.trouble_begins(Harm::Late, None);
     let signal = if fault.is_some() { Signal::STOP } else { Signal::KILL };
     let reached = steps::interrupt(world, step, signal)?;
+    if !reached {
+        // It would be stopped there later, when nobody lets it go on.
+        world.stop_pb_nats(Signal::KILL);
+        world.start_pb_nats();
+        return Ok(match judge(world, |_| ()) {
+            Verdict::Held { .. } => Verdict::Skipped("the step was not reached".into()),
+            verdict => verdict,
+        });
+    }
     if let Some(fault) = fault {
         let broken = fault.begin(world)?;
         world.signal_pb_nats(Signal::CONT);
@@ -351,18 +366,14 @@ fn at_step(world: &mut World, step: &Step, fault: Option<Fault>) -> Result<Verdi
         fault.end(world, broken)?;
     } else {
         world.change();
-        // It has ended already, unless it never came to the step.
-        world.stop_pb_nats(Signal::KILL);
+        world.stop_pb_nats(Signal::KILL); // it has ended already
         world.start_pb_nats();
     }
     let verdict = judge(world, |_| ());
     if fault.is_some() {
         steps::stop(world);
     }
-    Ok(match (reached, verdict) {
-        (false, Verdict::Held { .. }) => Verdict::Skipped("the step was not reached".into()),
-        (_, verdict) => verdict,
-    })
+    Ok(verdict)
 }
 
 /// Whether all is in step in time after the faults, and was never otherwise than it may be.
