@@ -565,7 +565,7 @@ impl AuthFile {
         stamp: Option<String>,
         judge: Option<Judge>,
     ) -> Result<Applied, ApplyError> {
-        let written = fs::metadata(&self.path).and_then(|it| it.modified());
+        let written = fs::metadata(&self.path).map(|it| replaced(&it));
         let main = self.main_config()?;
         let main_changed = main.as_ref().map(MainConfig::changed);
         let with = main.clone().zip(judge.clone());
@@ -941,6 +941,13 @@ fn folder(path: &Path) -> &Path {
         Some(parent) => parent,
         None => Path::new("/"),
     }
+}
+
+/// When a file was last replaced or touched. Its contents were written before it got its name, which
+/// only the inode's own time tells.
+fn replaced(it: &std::fs::Metadata) -> SystemTime {
+    let [seconds, nanoseconds] = [it.ctime(), it.ctime_nsec()].map(|it| it.max(0).unsigned_abs());
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_nanos(nanoseconds)
 }
 
 /// `None`: there is no such file.

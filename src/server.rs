@@ -162,6 +162,8 @@ struct Known {
     id: String,
     version: String,
     address: String,
+    /// Whether a stamp in its config would be shown, and no other metadata be lost by it.
+    takes_stamps: bool,
     /// Since when its cluster has been without it.
     missing: Option<Instant>,
     /// Whether its digest ever was that of the config on disk, so that it has to be again.
@@ -322,11 +324,12 @@ impl Servers {
             return false;
         }
         let answers = self.look(GLANCE).await;
-        let knows = |it: &Answer| {
-            it.running.as_ref().is_ok_and(|it| !it.other_metadata && since_2_12(&it.version))
-        };
+        // Of one that is down it counts what it was: it may come back while the file is replaced, and
+        // nothing else would tell which one it has read.
+        let knows =
+            answers.len() <= self.known.len() && self.known.iter().all(|it| it.takes_stamps);
         let shows = matches!(&self.known[..], [known] if one(known));
-        !answers.is_empty() && answers.iter().all(knows) && !shows
+        !answers.is_empty() && knows && !shows
     }
 
     /// How many connections these users have now, over all servers. Who has none is not in it.
@@ -515,6 +518,7 @@ impl Servers {
             let Ok(running) = &answer.running else { continue };
             if let Some(known) = self.known.iter_mut().find(|it| it.id == running.id) {
                 known.missing = None;
+                known.takes_stamps = running.takes_stamps();
                 continue;
             }
             let known = Known::new(&answer.server, running);
@@ -722,6 +726,10 @@ impl Proven {
 }
 
 impl Running {
+    fn takes_stamps(&self) -> bool {
+        !self.other_metadata && since_2_12(&self.version)
+    }
+
     /// What stays the same as long as the server runs the same config; before 2.11, until it loads
     /// any.
     fn mark(&self) -> String {
@@ -741,6 +749,7 @@ impl Known {
             id: running.id.clone(),
             version: running.version.clone(),
             address: running.address.clone(),
+            takes_stamps: running.takes_stamps(),
             missing: None,
             comparable: false,
             former: None,

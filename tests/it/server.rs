@@ -439,6 +439,7 @@ async fn a_server_that_was_down_is_brought_in_step_when_it_is_back() {
         nats.stop();
         let said = why(&house.changed(&["bob"]).await);
         assert!(said.contains("cannot"), "{said}");
+        assert!(house.servers.need_stamp(None).await, "it knew stamps");
         nats.resume();
         proof(&house.unchanged().await);
         assert!(nats.accepts("bob", "bob") && !nats.accepts("ann", "ann"));
@@ -446,6 +447,27 @@ async fn a_server_that_was_down_is_brought_in_step_when_it_is_back() {
         proof(&house.changed(&["eve"]).await);
         assert!(nats.accepts("eve", "eve"));
     }
+}
+
+/// It read what was there when it began to start, whatever the present file's contents are as old as.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_file_is_as_new_as_its_name() {
+    let mut nats = Nats::with(Setup { version: Some("2.10.26"), ..Setup::default() });
+    let mut house = House::of(&nats, by_pid_file(&nats));
+    house.changed(&["ann"]).await;
+    let long_ago = house.write(&["bob"]).await.written - Duration::from_mins(1);
+    let next = fs::read_to_string(nats.auth_file()).unwrap();
+    house.changed(&["ann"]).await;
+    nats.stop();
+    nats.resume();
+    let started = loaded(&nats);
+    write(nats.auth_file(), next);
+    fs::File::open(nats.auth_file()).unwrap().set_modified(long_ago).unwrap();
+    let config = nats.dir().to_owned();
+    house.again(&config, |_| ());
+    assert_eq!(proof(&house.unchanged().await), Proof::LoadTime);
+    assert_ne!(loaded(&nats), started);
+    assert!(nats.accepts("bob", "bob") && !nats.accepts("ann", "ann"));
 }
 
 /// Else a file that a pass cannot get to would be looked at without a rest.
