@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future, mem,
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -35,6 +36,8 @@ pub struct Reconciler<S> {
     /// What the source said when the file was last in step with it; kept only for the filter.
     seen: Option<Snapshot>,
     findings: Vec<Finding>,
+    /// Whether there was a hint while servers were waited for.
+    hinted: bool,
     doing: watch::Sender<&'static str>,
     board: Board,
 }
@@ -43,10 +46,24 @@ pub struct Reconciler<S> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Extent {
     /// Whatever differs.
-    All,
-    /// Only if somebody is to have less than before, and no more than so many are to go; then also
-    /// whatever differs.
-    Losses { most_removed: usize },
+    Once,
+    /// Whatever differs. If somebody is to have less before servers run it, and no more than so many
+    /// are to go, they are not waited for.
+    All { spare: usize },
+    /// The same, but only if somebody is to have less than before, and no more than so many are to go.
+    Losses { spare: usize },
+}
+
+/// What came of a look.
+#[derive(Debug)]
+enum Looked {
+    /// It was for losses only, and there are none.
+    Left,
+    /// All is in force.
+    Passed(Box<Converged>),
+    /// So many users were removed from the file, and servers were told; but before they had loaded
+    /// it somebody was to have less.
+    Overtaken { removed: usize },
 }
 
 /// When passes happen.
@@ -160,6 +177,7 @@ impl<S: Source> Reconciler<S> {
             filter: EventFilter::both(&sync.ignore_events, options.event_filter.as_ref()),
             seen: None,
             findings: Vec::new(),
+            hinted: false,
             doing: watch::Sender::new("starting"),
         })
     }
@@ -235,22 +253,26 @@ impl<S: Source> Reconciler<S> {
             tell_findings(&before, &self.findings);
             agenda.looked(begun);
             match passed {
-                Ok(None) => (),
-                Ok(Some(passed)) => {
+                Ok(Looked::Left) => (),
+                Ok(Looked::Passed(passed)) => {
                     backoff.recovered();
                     let removed = passed.changes.map_or(0, |it| it.users_removed.len());
                     match extent {
-                        Extent::All => agenda.passed(self.pace.resync),
+                        Extent::Once | Extent::All { .. } => agenda.passed(self.pace.resync),
                         Extent::Losses { .. } => agenda.early += removed,
                     }
                 }
+                Ok(Looked::Overtaken { removed }) => agenda.overtaken(removed, self.pace),
                 Err(error) => {
                     let wait = backoff.failed(&error, self.pace.resync);
                     match extent {
-                        Extent::All => agenda.passed(wait),
+                        Extent::Once | Extent::All { .. } => agenda.passed(wait),
                         Extent::Losses { .. } => agenda.failed_early(wait, self.limits),
                     }
                 }
+            }
+            if mem::take(&mut self.hinted) {
+                agenda.hinted(self.pace);
             }
         }
     }
@@ -259,21 +281,19 @@ impl<S: Source> Reconciler<S> {
     ///
     /// Safe to call at any time and any number of times. When nothing differs, nothing is touched.
     pub async fn pass(&mut self, consent: Consent) -> Result<Converged, ReconcileError> {
-        let passed = self.look(consent, Extent::All).await?;
-        Ok(passed.expect("a pass of all ends with all in force, or with an error"))
+        match self.look(consent, Extent::Once).await? {
+            Looked::Passed(passed) => Ok(*passed),
+            Looked::Left | Looked::Overtaken { .. } => unreachable!("it is of all, and waits"),
+        }
     }
 
-    /// Makes a pass; or `None`, if it is for losses only, and nobody is to have less than before.
-    async fn look(
-        &mut self,
-        consent: Consent,
-        extent: Extent,
-    ) -> Result<Option<Converged>, ReconcileError> {
+    /// Makes a pass, if there is anything to do that it is for.
+    async fn look(&mut self, consent: Consent, extent: Extent) -> Result<Looked, ReconcileError> {
         self.board.begins();
-        let looked = self.attempt(consent, extent).await;
+        let looked = Box::pin(self.attempt(consent, extent)).await;
         match &looked {
-            Ok(None) => self.board.leaves_it(),
-            Ok(Some(passed)) => self.board.ends(None, passed.cut_off.as_ref()),
+            Ok(Looked::Left | Looked::Overtaken { .. }) => self.board.leaves_it(),
+            Ok(Looked::Passed(passed)) => self.board.ends(None, passed.cut_off.as_ref()),
             Err(error) => self.board.ends(Some(error.failure()), self.servers.receipt().as_ref()),
         }
         looked
@@ -283,7 +303,7 @@ impl<S: Source> Reconciler<S> {
         &mut self,
         consent: Consent,
         extent: Extent,
-    ) -> Result<Option<Converged>, ReconcileError> {
+    ) -> Result<Looked, ReconcileError> {
         let begun = Instant::now();
         // First: else another pass could write what is newer than this look.
         let _lock = self.file.lock_for_a_pass().await?;
@@ -293,7 +313,7 @@ impl<S: Source> Reconciler<S> {
         let main_config = self.file.main_config()?;
         let snapshot = match snapshot {
             Ok(snapshot) => snapshot,
-            Err(_) if extent != Extent::All => return Ok(None),
+            Err(_) if matches!(extent, Extent::Losses { .. }) => return Ok(Looked::Left),
             Err(error) => {
                 return Err(self.keep(&current, main_config.as_ref(), error.into()).await);
             }
@@ -304,13 +324,10 @@ impl<S: Source> Reconciler<S> {
         self.board.counts(&snapshot, &self.findings);
 
         let wanted = plan.write && self.wanted(&snapshot, &current, main_config.as_ref());
-        if let Extent::Losses { most_removed } = extent
-            && (!wanted
-                || plan.refused.is_some()
-                || plan.changes.users_losing.is_empty()
-                || plan.changes.users_removed.len() > most_removed)
+        if let Extent::Losses { spare } = extent
+            && (!wanted || plan.refused.is_some() || !urgent(&plan.changes, spare))
         {
-            return Ok(None);
+            return Ok(Looked::Left);
         }
         // Of many users it is large, and hardly ever needed again.
         let seen = self.filter.is_some().then_some(snapshot);
@@ -327,11 +344,14 @@ impl<S: Source> Reconciler<S> {
         if wanted || !plan.write {
             self.seen = seen;
         }
-        let servers = self.enforce(&applied, holds, &current, main_config.as_ref()).await?;
+        let removed = if wanted { plan.changes.users_removed.len() } else { 0 };
+        let spare = extent.spare(removed);
+        let servers = self.enforce(&applied, holds, &current, main_config.as_ref(), spare).await?;
+        let Some(servers) = servers else { return Ok(Looked::Overtaken { removed }) };
         let changes = wanted.then_some(plan.changes);
         tell(changes.as_ref(), &applied, &servers, begun.elapsed());
         let (users, cut_off) = (holds.users.len(), self.servers.receipt());
-        Ok(Some(Converged { changes, users, servers, cut_off }))
+        Ok(Looked::Passed(Box::new(Converged { changes, users, servers, cut_off })))
     }
 
     /// Makes the file hold `desired`, if that is `wanted`; else it holds it already, and at most its
@@ -362,24 +382,43 @@ impl<S: Source> Reconciler<S> {
 
     /// Makes every server run the file, which holds `desired`, and fails unless each that can be
     /// asked does. A file that nats-server refuses for its own sake does not stay.
+    ///
+    /// `None`: somebody is to have less than that, which is not to wait for a long reload.
     async fn enforce(
         &mut self,
         applied: &Applied,
         desired: &Desired,
         former: &Current,
         main_config: Option<&MainConfig>,
-    ) -> Result<Vec<Outcome>, ReconcileError> {
+        spare: Option<usize>,
+    ) -> Result<Option<Vec<Outcome>>, ReconcileError> {
         self.doing.send_replace("waiting for nats-server");
         self.board.holds(desired);
         self.board.is_at(Step::Servers);
+        let policy = self.policy(main_config);
+        let less = async {
+            let Some(spare) = spare else { return future::pending().await };
+            let less = |now: &Snapshot| {
+                let changes = Changes::between(desired, &Desired::new(now, &policy).0);
+                let seen = self.seen.as_ref();
+                urgent(&changes, spare)
+                    && changes.check(self.limits, now).is_ok()
+                    && !seen.is_some_and(|it| filtered(self.filter.as_ref(), it, now))
+            };
+            let hinted = || {
+                self.board.hinted();
+                self.hinted = true;
+            };
+            shows(&mut self.source, hinted, less).await;
+        };
         let servers = tokio::select! {
-            servers = self.servers.converge(applied) => servers,
+            servers = self.servers.converge_unless(applied, less) => servers,
             // There is nothing to wait for then, and nats-server would not start with the file.
             error = self.file.refused(applied, former) => {
                 return Err(self.go_back(desired, former, main_config, error).await);
             }
         };
-        self.settle(applied, servers, main_config)
+        servers.map(|it| self.settle(applied, it, main_config)).transpose()
     }
 
     /// Holds what servers showed against the main config, and notes what it proves.
@@ -445,7 +484,7 @@ impl<S: Source> Reconciler<S> {
     ) -> ReconcileError {
         if let Some(desired) = &current.desired {
             let kept = match self.file.as_it_is(current).await {
-                Ok(applied) => self.enforce(&applied, desired, current, main_config).await,
+                Ok(applied) => self.enforce(&applied, desired, current, main_config, None).await,
                 Err(error) => Err(error.into()),
             };
             if let Err(error) = kept {
@@ -503,7 +542,8 @@ impl<S: Source> Reconciler<S> {
         } else {
             self.file.as_it_is(&current).await?
         };
-        let servers = self.enforce(&applied, &backup, &current, main_config.as_ref()).await?;
+        let servers = self.enforce(&applied, &backup, &current, main_config.as_ref(), None).await?;
+        let servers = servers.expect("nothing overtakes it");
         let (users, cut_off) = (backup.users.len(), self.servers.receipt());
         Ok((diff, Converged { changes: changed.then_some(changes), users, servers, cut_off }))
     }
@@ -576,8 +616,8 @@ impl<S: Source> Reconciler<S> {
         current: &Current,
         main_config: Option<&MainConfig>,
     ) -> bool {
-        let (Some(filter), Some(seen)) = (&self.filter, &self.seen) else { return true };
-        if Event::between(seen, snapshot).iter().any(|it| filter.0(it)) {
+        let Some(seen) = &self.seen else { return true };
+        if !filtered(self.filter.as_ref(), seen, snapshot) {
             return true;
         }
         // Somebody may have edited the file since, and that is not for the filter to let stand.
@@ -626,6 +666,48 @@ impl<S: Source> Reconciler<S> {
     }
 }
 
+impl Extent {
+    /// How many may be removed without waiting for servers to have loaded this, which removes so many.
+    fn spare(self, removed: usize) -> Option<usize> {
+        match self {
+            Extent::Once => None,
+            Extent::All { spare } => Some(spare),
+            Extent::Losses { spare } => Some(spare.saturating_sub(removed)),
+        }
+    }
+}
+
+/// Whether somebody is to have less, and no more users are to go than may before the guard has seen
+/// all that is to come.
+fn urgent(changes: &Changes, spare: usize) -> bool {
+    !changes.users_losing.is_empty() && changes.users_removed.len() <= spare
+}
+
+/// Whether nothing but what the filter leaves out has happened since.
+fn filtered(filter: Option<&EventFilter>, seen: &Snapshot, now: &Snapshot) -> bool {
+    filter.is_some_and(|filter| !Event::between(seen, now).iter().any(|it| filter.0(it)))
+}
+
+/// Returns once the source shows this.
+async fn shows(
+    source: &mut impl Source,
+    mut hinted: impl FnMut(),
+    wanted: impl Fn(&Snapshot) -> bool,
+) {
+    loop {
+        source.changed().await;
+        hinted();
+        let begun = Instant::now();
+        if source.snapshot().await.is_ok_and(|it| wanted(&it)) {
+            return;
+        }
+        time::sleep(begun.elapsed() * REST).await;
+    }
+}
+
+/// What there is of rest after a look for losses, for each time that it took.
+const REST: u32 = 4;
+
 /// When to look next, and for what.
 ///
 /// A burst of hints is waited for, since a reload is dear. But it is not told by a hint whether
@@ -655,12 +737,10 @@ impl Agenda {
     fn next(&self, limits: Limits) -> (time::Instant, Extent) {
         let burst = self.burst.iter().flatten();
         let pass = burst.fold(self.pass, |first, it| first.min(*it));
+        let spare = limits.min_removed.saturating_sub(1 + self.early);
         match self.losses {
-            Some(losses) if losses < pass => {
-                let most_removed = limits.min_removed.saturating_sub(1 + self.early);
-                (losses, Extent::Losses { most_removed })
-            }
-            Some(_) | None => (pass, Extent::All),
+            Some(losses) if losses < pass => (losses, Extent::Losses { spare }),
+            Some(_) | None => (pass, Extent::All { spare }),
         }
     }
 
@@ -675,7 +755,17 @@ impl Agenda {
     /// belong to others.
     fn looked(&mut self, begun: time::Instant) {
         self.losses = None;
-        self.rested = time::Instant::now() + begun.elapsed() * 4;
+        self.rested = time::Instant::now() + begun.elapsed() * REST;
+    }
+
+    /// Whoever is to have less does not wait any more; and what was removed without that counts, as
+    /// the guard has not seen all of it.
+    fn overtaken(&mut self, removed: usize, pace: Pace) {
+        self.rested = time::Instant::now();
+        self.early += removed;
+        self.burst = None;
+        self.hinted(pace);
+        self.pass = self.rested + pace.resync;
     }
 
     /// Nobody knows how many were removed, so that nobody else is before the burst's end.
@@ -865,7 +955,7 @@ mod tests {
                 agenda.looked(begun);
                 match extent {
                     Extent::Losses { .. } => losses += 1,
-                    Extent::All => {
+                    Extent::Once | Extent::All { .. } => {
                         all += 1;
                         agenda.passed(PACE.resync);
                     }
@@ -892,13 +982,26 @@ mod tests {
         let mut agenda = Agenda::new();
         agenda.passed(PACE.resync);
         agenda.hinted(PACE);
-        let Extent::Losses { most_removed } = agenda.next(LIMITS).1 else { panic!("{agenda:?}") };
-        assert_eq!(most_removed, 9);
+        let Extent::Losses { spare } = agenda.next(LIMITS).1 else { panic!("{agenda:?}") };
+        assert_eq!(spare, 9);
         agenda.looked(time::Instant::now());
         agenda.failed_early(Backoff::LONGEST, LIMITS);
         agenda.hinted(PACE);
-        let Extent::Losses { most_removed } = agenda.next(LIMITS).1 else { panic!("{agenda:?}") };
-        assert_eq!(most_removed, 0);
+        let Extent::Losses { spare } = agenda.next(LIMITS).1 else { panic!("{agenda:?}") };
+        assert_eq!(spare, 0);
         assert!(agenda.burst.is_some(), "the guard is to see the burst as a whole, and soon");
+    }
+
+    /// Else all could be removed, a few at a time, while one reload is under way.
+    #[tokio::test(start_paused = true)]
+    async fn what_overtakes_is_at_once_and_few() {
+        let mut agenda = Agenda::new();
+        for removed in [4, 5] {
+            time::advance(Duration::from_mins(1)).await;
+            agenda.looked(time::Instant::now() - Duration::from_mins(1));
+            agenda.overtaken(removed, PACE);
+        }
+        let expected = (time::Instant::now(), Extent::Losses { spare: 0 });
+        assert_eq!(agenda.next(LIMITS), expected);
     }
 }

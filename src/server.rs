@@ -9,7 +9,7 @@ mod trial;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, mem,
+    fmt, future,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -59,7 +59,7 @@ pub struct Servers {
     /// Whether an order to reload was taken since.
     ordered: bool,
     /// Who lost something, and may still be connected as before.
-    losing: BTreeSet<String>,
+    cut: CutOff,
     receipt: Option<Receipt>,
 }
 
@@ -168,8 +168,12 @@ struct Known {
     missing: Option<Instant>,
     /// Whether its digest ever was that of the config on disk, so that it has to be again.
     comparable: bool,
-    /// Its digest when the file was replaced. As long as it has that, it runs the former file.
+    /// What it said of its config when the file was replaced. As long as it does, it runs the former
+    /// file.
     former: Option<String>,
+    /// When it had loaded its config before, if it was still loading a former file when this one was
+    /// written. It will run that one first.
+    under_way: Option<SystemTime>,
     proven: Option<Proven>,
 }
 
@@ -202,7 +206,7 @@ impl Servers {
             file: String::new(),
             written: SystemTime::UNIX_EPOCH,
             ordered: false,
-            losing: BTreeSet::new(),
+            cut: CutOff::default(),
             receipt: None,
         })
     }
@@ -368,7 +372,7 @@ impl Servers {
 
     /// Closes the connections that these users have now, with the next order to reload.
     pub fn cut_off(&mut self, losing: &[String]) {
-        self.losing.extend(losing.iter().cloned());
+        self.cut.users.extend(losing.iter().cloned());
     }
 
     /// What came of that, if there was somebody to cut off and the system account to do it.
@@ -380,9 +384,20 @@ impl Servers {
     ///
     /// A server that already does is not disturbed, and one that is down keeps no other from it.
     pub async fn converge(&mut self, file: &Applied) -> Vec<Outcome> {
+        let outcomes = self.converge_unless(file, future::pending()).await;
+        outcomes.expect("nothing overtakes it")
+    }
+
+    /// As [`Servers::converge`]; but once `overtaken` completes, the servers that were ordered to
+    /// reload are not waited for any more: `None`. The next file is to follow then.
+    pub async fn converge_unless(
+        &mut self,
+        file: &Applied,
+        overtaken: impl Future<Output = ()>,
+    ) -> Option<Vec<Outcome>> {
         let mut wanted = Wanted { file, digest: None, ordered: None };
         let patience = if file.changed { GLANCE } else { LOOK };
-        let mut answers = self.look(patience).await;
+        let answers = self.look(patience).await;
         self.turn_to(file, &answers);
         if !file.changed {
             self.ordered |= matches!(self.ask, Ask::Nothing) && file.proven.contains(TOLD);
@@ -398,10 +413,10 @@ impl Servers {
         // Who cannot be asked is told once, since nobody knows what it runs.
         let silent = answers.is_empty() || answers.iter().any(|it| it.running.is_err());
         let untold = silent && !self.ordered && self.reload.reaches_the_silent();
-        let mut cut = CutOff::new(mem::take(&mut self.losing));
+        let mut cut = self.cut.begin();
         if stale.is_empty() && !untold {
             self.conclude(cut, &answers, Instant::now()).await;
-            return self.outcomes(answers, &wanted, &[], &BTreeMap::new());
+            return Some(self.outcomes(answers, &wanted, &[], &BTreeMap::new()));
         }
 
         let begun = Instant::now();
@@ -410,7 +425,7 @@ impl Servers {
         wanted.ordered = Some(ordered);
         debug!(servers = stale.len(), "ordered to reload");
         let order = self.order(file, &stale, &mut cut, &answers, deadline);
-        let mut orders = if file.changed {
+        let orders = if file.changed {
             // `nats-server -t` is slow with many users; the servers load the file meanwhile.
             let (orders, digest) = tokio::join!(order, digest(file, self.timeout));
             wanted.digest = digest;
@@ -420,21 +435,46 @@ impl Servers {
         };
         self.ordered = orders.iter().all(|it| it.taken.is_ok());
 
-        let awake: BTreeSet<String> = answers.iter().filter_map(Answer::awake).collect();
+        let awake = answers.iter().filter_map(Answer::awake).collect();
+        let outcomes = tokio::select! {
+            outcomes = self.prove(&wanted, orders, &mut cut, awake, begun) => outcomes,
+            () = overtaken, if self.reload.leaves_servers_free() => {
+                self.cut = cut;
+                return None;
+            }
+        };
+        self.conclude(cut, &outcomes.0, deadline).await;
+        let (answers, orders, took) = outcomes;
+        Some(self.outcomes(answers, &wanted, &orders, &took))
+    }
+
+    /// Waits until each server runs the file or its time is over. Returns what they said last, what
+    /// became of the orders, and how long each took that newly runs it.
+    async fn prove(
+        &mut self,
+        wanted: &Wanted<'_>,
+        mut orders: Vec<Order>,
+        cut: &mut CutOff,
+        awake: BTreeSet<String>,
+        begun: Instant,
+    ) -> (Vec<Answer>, Vec<Order>, BTreeMap<String, Duration>) {
+        let file = wanted.file;
+        let deadline = begun + self.timeout;
         let mut took = BTreeMap::new();
         let mut pause = Duration::from_millis(1);
         let mut silent: BTreeMap<String, Instant> = BTreeMap::new();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let asked = Instant::now();
-            answers = self.look(GLANCE).await;
+            let answers = self.look(GLANCE).await;
             silent.retain(|name, _| {
                 answers.iter().any(|it| it.server == *name && it.running.is_err())
             });
-            for id in self.judge(&answers, &wanted) {
+            cut.ordered(&self.passed_by(&answers));
+            for id in self.judge(&answers, wanted) {
                 let mut running = answers.iter().filter_map(Answer::ok);
                 let running = running.find(|it| it.id == id);
-                let reload = running.and_then(|it| it.loaded.duration_since(ordered).ok());
+                let reload = running.and_then(|it| it.loaded.duration_since(wanted.ordered?).ok());
                 debug!(?reload, took = ?begun.elapsed(), "proven");
                 took.insert(id, begun.elapsed());
             }
@@ -444,12 +484,15 @@ impl Servers {
                 });
                 let late: Vec<&Running> = late.collect();
                 if !late.is_empty() {
-                    orders.extend(self.order(file, &late, &mut cut, &answers, deadline).await);
+                    orders.extend(self.order(file, &late, cut, &answers, deadline).await);
                 }
             }
             let mut settled = |answer: &Answer| {
                 if let Ok(it) = &answer.running {
-                    return self.known(it).proven.is_some()
+                    // A digest is shown once the reload begins, and who came back just before that
+                    // may not be listed yet.
+                    let over = self.ask.system().is_none() || !cut.awaits(it);
+                    return self.known(it).proven.is_some() && over
                         || refusal(&orders, &it.id).is_some()
                         || begun.elapsed() > GLANCE && self.needs_restart(file, it).is_some();
                 }
@@ -458,8 +501,7 @@ impl Servers {
                 !awake.contains(&answer.server) || since.elapsed() >= LOOK
             };
             if answers.iter().all(&mut settled) || left.is_zero() {
-                self.conclude(cut, &answers, deadline).await;
-                return self.outcomes(answers, &wanted, &orders, &took);
+                return (answers, orders, took);
             }
             if let Some(system) = self.ask.system()
                 && file.changed
@@ -499,13 +541,14 @@ impl Servers {
 
     /// Makes sure that nobody is left who was to be cut off, and notes what was done.
     async fn conclude(&mut self, mut cut: CutOff, answers: &[Answer], deadline: Instant) {
-        let Some(system) = self.ask.system() else { return };
         let running = answers.iter().filter_map(Answer::ok);
         let proven: Vec<_> = running.filter(|it| self.known(it).proven.is_some()).collect();
+        self.cut = cut.after(&proven);
+        let Some(system) = self.ask.system() else { return };
         self.receipt = cut.finish(system, &proven, deadline).await;
         if proven.len() < answers.len() {
             // With the next pass, then.
-            self.losing = cut.users;
+            self.cut.users = cut.users;
         }
     }
 
@@ -564,12 +607,30 @@ impl Servers {
         for known in &mut self.known {
             let proven = known.proven.take();
             let mut running = answers.iter().filter_map(Answer::ok);
-            known.former = match running.find(|it| it.id == known.id) {
+            let running = running.find(|it| it.id == known.id);
+            known.former = match running {
                 // It was replaced a moment ago, by us.
-                Some(running) if file.changed => running.config_digest.clone(),
-                Some(_) | None => proven.and_then(|it| it.config_digest).or(known.former.take()),
+                Some(running) if file.changed => Some(running.mark()),
+                Some(_) | None => proven.map(|it| it.mark()).or(known.former.take()),
             };
+            let over = |it: &SystemTime| running.is_some_and(|now| now.config_load_time != *it);
+            known.under_way = self.cut.before(&known.id).filter(|it| !over(it));
         }
+    }
+
+    /// The servers that have loaded the former file which they were still loading, and only then begin
+    /// with this one.
+    fn passed_by<'a>(&mut self, answers: &'a [Answer]) -> Vec<&'a Running> {
+        let mut passed_by = Vec::new();
+        for running in answers.iter().filter_map(Answer::ok) {
+            let known = self.known.iter_mut().find(|it| it.id == running.id);
+            let known = known.expect("who answers is known");
+            if known.under_way.take_if(|it| *it != running.config_load_time).is_some() {
+                known.former = Some(running.mark());
+                passed_by.push(running);
+            }
+        }
+        passed_by
     }
 
     /// Holds every answer against what is wanted. Returns whom that newly proved to run the file.
@@ -578,6 +639,9 @@ impl Servers {
         for running in answers.iter().filter_map(Answer::ok) {
             let known = self.known.iter_mut().find(|it| it.id == running.id);
             let known = known.expect("who answers is known");
+            if known.under_way == Some(running.config_load_time) {
+                continue;
+            }
             let proven = wanted.proof(known, running);
             if let Some(proven) = &proven {
                 known.comparable |= proven.proof == Proof::Digest;
@@ -701,7 +765,7 @@ impl Wanted<'_> {
             }
             // A reload that began before the file was replaced may end after it, and may take a
             // minute: the load time moves though the former file was read. The digest would not.
-            let former = known.former.is_some() && known.former == running.config_digest;
+            let former = known.former.as_ref() == Some(&running.mark());
             let again = self.ordered.is_some() && !self.file.changed;
             let since = self.ordered.map_or(self.file.written, |it| it.max(self.file.written));
             let loaded = running.loaded > since && (again || !former);
@@ -753,6 +817,7 @@ impl Known {
             missing: None,
             comparable: false,
             former: None,
+            under_way: None,
             proven: None,
         }
     }

@@ -36,7 +36,7 @@ pub struct Receipt {
     pub failure: Option<ServerError>,
 }
 
-/// A cut-off under way.
+/// A cut-off under way, or to come.
 #[derive(Debug)]
 pub(super) struct CutOff {
     /// Who lost something.
@@ -52,11 +52,12 @@ pub(super) struct CutOff {
     failure: Option<ServerError>,
 }
 
-impl CutOff {
-    pub(super) fn new(users: BTreeSet<String>) -> CutOff {
+impl Default for CutOff {
+    /// Of nobody.
+    fn default() -> CutOff {
         let now = Instant::now();
         CutOff {
-            users,
+            users: BTreeSet::new(),
             begun: now,
             next: (now + AGAIN, AGAIN),
             before: BTreeMap::new(),
@@ -65,10 +66,47 @@ impl CutOff {
             failure: None,
         }
     }
+}
 
-    /// These servers are to reload now.
+impl CutOff {
+    /// The same, beginning now. What is not over is still there if this is dropped.
+    pub(super) fn begin(&self) -> CutOff {
+        CutOff {
+            users: self.users.clone(),
+            before: self.before.clone(),
+            closed: self.closed.clone(),
+            took: self.took,
+            ..CutOff::default()
+        }
+    }
+
+    /// These servers are to load the file, and run another one until then.
     pub(super) fn ordered(&mut self, stale: &[&Running]) {
-        self.before.extend(stale.iter().map(|it| (it.id.clone(), it.config_load_time)));
+        for it in stale {
+            let before = self.before.insert(it.id.clone(), it.config_load_time);
+            if before.is_some_and(|before| before != it.config_load_time) {
+                // It has loaded a former one first, and may have let them in with that.
+                self.next = (Instant::now(), AGAIN);
+            }
+        }
+    }
+
+    /// What the next one has to know: which of these servers show what they run, and are not done
+    /// with loading it.
+    pub(super) fn after(&self, proven: &[&Running]) -> CutOff {
+        let loading = proven.iter().filter(|it| self.before(&it.id) == Some(it.config_load_time));
+        let before = loading.map(|it| (it.id.clone(), it.config_load_time)).collect();
+        CutOff { before, ..CutOff::default() }
+    }
+
+    /// Whether the server's reload may not have looked yet at everybody who is to go.
+    pub(super) fn awaits(&self, running: &Running) -> bool {
+        !self.users.is_empty() && self.before(&running.id) == Some(running.config_load_time)
+    }
+
+    /// When a server had loaded its config that was ordered to load another, if that is not over.
+    pub(super) fn before(&self, server: &str) -> Option<SystemTime> {
+        self.before.get(server).copied()
     }
 
     /// Sends away who is to go, and waits until they are gone. Returns how many there were.

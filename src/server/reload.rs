@@ -86,6 +86,15 @@ impl Reload {
         }
     }
 
+    /// Whether servers still obey while they reload: another order, or one to close a connection.
+    pub(super) fn leaves_servers_free(&self) -> bool {
+        match self {
+            Reload::Command(_) | Reload::Signal(_) => true,
+            // All that is asked of them over it waits in one line.
+            Reload::System | Reload::Nothing => false,
+        }
+    }
+
     /// What an order to reload would do, or why it would come to nothing. Nobody is told anything.
     pub(super) fn rehearse(&self) -> Vec<Result<String, ServerError>> {
         match self {

@@ -1,6 +1,6 @@
 //! The main job: what PocketBase says is what nats-server enforces.
 
-use std::{fs, os::unix::fs::MetadataExt as _, time::Duration};
+use std::{fs, os::unix::fs::MetadataExt as _, thread, time::Duration};
 
 use serde_json::json;
 
@@ -8,8 +8,8 @@ use crate::{
     PB_NATS,
     middlebox::{Fate, Middlebox},
     support::{
-        Nats, Optional, Pb, PbNats, Process, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, Signal, Users,
-        bcrypt, eventually, poll, tool, write,
+        Login, Nats, Optional, Pb, PbNats, Process, SOON, SYSTEM_ACCOUNT, SYSTEM_USER, Setup,
+        Signal, Users, bcrypt, eventually, poll, tool, write,
     },
 };
 
@@ -424,6 +424,74 @@ fn who_is_to_have_less_does_not_wait_for_the_end_of_a_burst() {
     pb.update("nats_users", &clerk.ann, &json!({"password": bcrypt("another")}));
     eventually("the password is another", || nats.accepts("ann", "another").then_some(()));
     assert!(!nats.accepts("ann", PASSWORD));
+}
+
+/// A reload takes long where many are connected, and whoever is to have less is not to wait for it.
+#[test]
+fn who_is_to_have_less_does_not_wait_for_a_reload_that_is_under_way() {
+    for version in [Some("2.10.26"), None] {
+        let pb = Pb::start();
+        let nats = Nats::with(Setup { version, extra: SYSTEM_ACCOUNT, ..Setup::default() });
+        let role = pb.role("clerk", &["orders.>"], &["orders.>"]);
+        let narrow = pb.role("narrow", &["orders.>", "bills.>"], &["orders.>"]);
+        let busy = bcrypt::hash("busy", 10).unwrap();
+        pb.create(
+            "nats_users",
+            &json!({"username": "busy", "password": busy, "role_id": role, "active": true}),
+        );
+        let ann = pb.user("ann", PASSWORD, &role);
+        pb.user("eve", PASSWORD, &narrow);
+        let mut pb_nats = PbNats::between(PB_NATS, &pb, &nats);
+        pb_nats.unset("nats.monitor_url");
+        pb_nats.set("nats.system_url", nats.url());
+        pb_nats.set("nats.system_user", SYSTEM_USER.0);
+        pb_nats.set("nats.system_password", SYSTEM_USER.1);
+        let running = pb_nats.run_with(&["-v", "run"]);
+        eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+        let mut many: Vec<_> = (0..60).map(|_| nats.client("busy", "busy")).collect();
+        let (mut gone, mut less) = (nats.client("ann", PASSWORD), nats.client("eve", PASSWORD));
+        let loaded = || nats.varz()["config_load_time"].clone();
+        let before = loaded();
+
+        // A gain, for which the server looks at everybody.
+        let from = running.lines().len();
+        pb.update("nats_roles", &role, &json!({"publish_permissions": ["orders.>", "extra"]}));
+        running.wait_from(from, |it| it.contains("ordered to reload"));
+        pb.update("nats_users", &ann, &json!({"active": false}));
+        assert!(gone.closed(SOON).is_some(), "ann is not closed");
+        assert_eq!(loaded(), before, "{version:?}: ann had to wait for the reload");
+        pb.update("nats_roles", &narrow, &json!({"publish_permissions": ["orders.>"]}));
+        assert!(less.closed(SOON).is_some(), "eve is not closed");
+        assert_eq!(loaded(), before, "{version:?}: eve had to wait for the reload");
+
+        // After the reload that was under way, the server lets in by the file of then.
+        let mut slipped_in = Vec::new();
+        let proven = thread::scope(|scope| {
+            let back = scope.spawn(|| {
+                eventually("eve is let in with less", || {
+                    let mut eve = nats.connect(Login::Password("eve", PASSWORD)).ok()?;
+                    if !eve.try_to_publish("bills.1").ok()? {
+                        return Some(());
+                    }
+                    assert!(eve.closed(SOON).is_some(), "{version:?}: eve has the former rights");
+                    slipped_in.push(loaded());
+                    None
+                });
+            });
+            running.wait_from(from, |it| it.contains("in force") && it.contains("NARROW"));
+            let proven = loaded();
+            back.join().unwrap();
+            proven
+        });
+        assert!(!nats.accepts("ann", PASSWORD));
+        let mut eve = nats.client("eve", PASSWORD);
+        assert!(eve.may_publish("orders.1") && !eve.may_publish("bills.1"));
+        // A digest shows what a server is loading; all else, only what it has loaded.
+        assert!(version.is_none() || loaded() == proven, "that was an earlier file");
+        assert!(!slipped_in.contains(&loaded()), "eve was back until the reload was over");
+        assert!(many.iter_mut().all(|it| it.flush().is_ok()), "nothing was taken from these");
+        assert!(many[0].may_publish("extra"));
+    }
 }
 
 /// Each reload costs every client of the server.
