@@ -332,8 +332,8 @@ const PERIOD: Duration = Duration::from_millis(250);
 const LOOKS: u32 = 25;
 const MOMENT: Duration = Duration::from_millis(2);
 
-/// Of commits that are nothing to us, looking at the records takes a twenty-fifth of the time.
-const REST: u32 = 24;
+/// After a commit that was nothing to us, so many times as long as it took to see that.
+const REST: u32 = 32;
 const LONGEST_REST: Duration = Duration::from_secs(10);
 
 impl Watch {

@@ -368,7 +368,7 @@ fn collections_that_exist_already_are_read_by_their_own_names() {
             listed.users.iter().map(|it| (&*it.username, it.active, &*it.roles)).collect();
         users.sort();
         assert_eq!(users, [("ann", true, &[role.clone()][..]), ("bob", false, &[][..])]);
-        assert!(listed.users.iter().all(|it| it.password.0 == hash));
+        assert!(listed.users.iter().all(|it| *it.password.0 == *hash));
     }
 }
 
