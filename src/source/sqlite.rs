@@ -14,7 +14,7 @@ use std::{
     io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -319,7 +319,7 @@ fn value(row: &Row<'_>, position: usize, stored: Stored) -> Value {
 struct Watch {
     hint: Arc<Notify>,
     _wake: mpsc::Sender<()>,
-    _files: Option<RecommendedWatcher>,
+    _files: Option<Arc<Mutex<RecommendedWatcher>>>,
 }
 
 /// How often to look if the file system tells nothing.
@@ -342,6 +342,8 @@ impl Watch {
         let (wake, woken) = mpsc::channel();
         let files = watcher(&database.path, wake.clone())
             .inspect_err(|error| tracing::debug!(%error, "the file system tells no changes"));
+        let files = files.ok().map(|it| Arc::new(Mutex::new(it)));
+        let told = files.as_ref().map(Arc::downgrade).unwrap_or_default();
         let mut looks = Looks { database: database.clone(), open: None, opened: 0 };
         let leave = hint.clone();
         thread::spawn(move || {
@@ -355,10 +357,12 @@ impl Watch {
                     if last.is_news(&database, &names) {
                         leave.notify_one();
                     } else {
-                        // Somebody may write all the time.
+                        // Somebody may write all the time, and to be told of each costs as much.
+                        with(&told, |it| it.unwatch(folder(&database.path)));
                         let rest = (begun.elapsed() * REST).min(LONGEST_REST);
                         #[expect(clippy::disallowed_methods, reason = "nothing else runs here")]
                         thread::sleep(rest);
+                        with(&told, |it| listen(it, &database.path));
                         while woken.try_recv().is_ok() {}
                         left = LOOKS;
                         continue;
@@ -372,7 +376,7 @@ impl Watch {
                 }
             }
         });
-        Watch { hint, _wake: wake, _files: files.ok() }
+        Watch { hint, _wake: wake, _files: files }
     }
 }
 
@@ -389,9 +393,29 @@ fn watcher(path: &Path, wake: mpsc::Sender<()>) -> notify::Result<RecommendedWat
             let _ = wake.send(());
         }
     })?;
-    let folder = path.parent().expect("the path ends with a file name");
-    watcher.watch(folder, RecursiveMode::NonRecursive)?;
+    listen(&mut watcher, path)?;
     Ok(watcher)
+}
+
+/// Does this with the watcher, if there still is one. What fails leaves the looks every now and then.
+fn with(
+    watcher: &Weak<Mutex<RecommendedWatcher>>,
+    act: impl FnOnce(&mut RecommendedWatcher) -> notify::Result<()>,
+) {
+    if let Some(watcher) = watcher.upgrade() {
+        let done = act(&mut watcher.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Err(error) = done {
+            tracing::debug!(%error, "the file system tells no changes");
+        }
+    }
+}
+
+fn listen(watcher: &mut RecommendedWatcher, path: &Path) -> notify::Result<()> {
+    watcher.watch(folder(path), RecursiveMode::NonRecursive)
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().expect("the path ends with a file name")
 }
 
 /// What a look at the database sees. A difference is a change.
