@@ -77,6 +77,8 @@ pub struct Current {
     hash: String,
     /// Whether somebody else wrote it.
     foreign: bool,
+    /// Whether it is as the last look left it.
+    pub known: bool,
 }
 
 /// The file as it is now on disk, and how a server shows that it runs it.
@@ -238,6 +240,12 @@ impl AuthFile {
         &self.path
     }
 
+    /// What the file was last seen to say, and how many bytes it takes for that.
+    pub fn holds(&self) -> Option<(Arc<Desired>, u64)> {
+        let (_, desired) = self.said.as_ref()?;
+        Some((Arc::clone(desired), self.left.map_or(0, |(.., length)| length)))
+    }
+
     /// Keeps every other `run` away from the file, for as long as the lock lives.
     pub fn lock_for_life(&self) -> Result<Lock, ApplyError> {
         self.try_lock("run.lock")
@@ -287,7 +295,7 @@ impl AuthFile {
         let hash = hash(&text);
         if let Some((_, desired)) = self.said.as_ref().filter(|(of, _)| *of == hash) {
             let desired = Some(Arc::clone(desired));
-            return Ok(Current { text, desired, hash, foreign: false });
+            return Ok(Current { text, desired, hash, foreign: false, known: true });
         }
         let path = || self.path.clone();
         let mut foreign = false;
@@ -306,7 +314,7 @@ impl AuthFile {
             Found::Foreign(by) => return Err(ApplyError::Foreign { path: path(), by }),
         };
         self.said = desired.clone().map(|it| (hash.clone(), it));
-        Ok(Current { text, desired, hash, foreign })
+        Ok(Current { text, desired, hash, foreign, known: false })
     }
 
     /// Returns, once for each time, when the file is not as it was left. May be dropped at any time.
@@ -646,7 +654,13 @@ impl AuthFile {
         match parse(&text) {
             Found::Ours(desired) => {
                 let hash = hash(&text);
-                Some(Current { text, desired: Some(Arc::from(desired)), hash, foreign: false })
+                Some(Current {
+                    text,
+                    desired: Some(Arc::from(desired)),
+                    hash,
+                    foreign: false,
+                    known: false,
+                })
             }
             Found::Torn(_) | Found::Empty | Found::Foreign(_) | Found::Newer(_) => None,
         }

@@ -197,6 +197,10 @@ pub struct SyncOptions {
     /// Below this many removals the guard is silent.
     #[serde(deserialize_with = "count")]
     pub min_removed: usize,
+    /// The part of the time, up to 1, in which reloads may let nobody in. What takes something from
+    /// somebody does not wait for that.
+    #[serde(deserialize_with = "share")]
+    pub max_reload_share: f64,
 }
 
 /// `[admin]`: the address at which the daemon tells how it is.
@@ -343,6 +347,7 @@ impl Default for SyncOptions {
             ignore_events: Vec::new(),
             max_removed: MaxRemoved::Share(0.5),
             min_removed: 10,
+            max_reload_share: 0.2,
         }
     }
 }
@@ -407,6 +412,13 @@ fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> 
     }
     let Count::Is(count) = Count::deserialize(deserializer)?;
     Ok(count)
+}
+
+fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let percent = text.strip_suffix('%').and_then(|it| it.trim().parse::<f64>().ok());
+    let wrong = || de::Error::custom(format!("`{text}` is not a share such as \"20%\""));
+    percent.map(|it| it / 100.0).ok_or_else(wrong)
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

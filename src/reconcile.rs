@@ -18,9 +18,9 @@ use crate::{
         lint, stamp,
     },
     options::{EventFilter, Options},
-    server::{Outcome, Receipt, ServerError, Servers, State},
+    server::{self, Outcome, Receipt, ServerError, Servers, State},
     source::{Source, SourceError},
-    status::{Board, Failure, Step, Watch, chain},
+    status::{Board, Failure, Step, Waiting, Watch, chain},
 };
 
 /// Makes NATS match the source, again and again.
@@ -40,6 +40,8 @@ pub struct Reconciler<S> {
     hinted: bool,
     doing: watch::Sender<&'static str>,
     board: Board,
+    /// How long the last order to reload took, until the agenda knows.
+    reloaded: Option<Duration>,
 }
 
 /// What a look is for.
@@ -50,7 +52,10 @@ enum Extent {
     /// Whatever differs. If somebody is to have less before servers run it, and no more than so many
     /// are to go, they are not waited for.
     All { spare: usize },
-    /// The same, but only if somebody is to have less than before, and no more than so many are to go.
+    /// The same; but what only gives somebody more is left until then, since a reload lets nobody in
+    /// for so long.
+    Sparing { spare: usize, until: time::Instant, freeze: Duration },
+    /// As `All`, but only if somebody is to have less than before, and no more than so many are to go.
     Losses { spare: usize },
 }
 
@@ -73,6 +78,8 @@ struct Pace {
     max_wait: Duration,
     resync: Duration,
     initial: bool,
+    /// The most of the time in which reloads may let nobody in.
+    reload_share: f64,
 }
 
 /// What a pass may do only if it was told to. By default it was not.
@@ -124,6 +131,8 @@ pub struct Converged {
     pub changes: Option<Changes>,
     /// How many users the file has.
     pub users: usize,
+    /// Whether more is to be given to somebody, once servers have had time for log-ins.
+    pub spared: bool,
     /// What became of each server.
     pub servers: Vec<Outcome>,
     /// Which connections were closed, if any user has less than before and it could be done.
@@ -173,12 +182,14 @@ impl<S: Source> Reconciler<S> {
                 max_wait: sync.max_wait,
                 resync: pocketbase.resync_interval,
                 initial: auth_file.generate_initial,
+                reload_share: sync.max_reload_share,
             },
             filter: EventFilter::both(&sync.ignore_events, options.event_filter.as_ref()),
             seen: None,
             findings: Vec::new(),
             hinted: false,
             doing: watch::Sender::new("starting"),
+            reloaded: None,
         })
     }
 
@@ -252,21 +263,32 @@ impl<S: Source> Reconciler<S> {
             let passed = self.look(Consent::default(), extent).await;
             tell_findings(&before, &self.findings);
             agenda.looked(begun);
+            if let Some(took) = self.reloaded.take() {
+                let freeze = self.freeze(took).await;
+                agenda.reloaded(freeze, self.pace);
+            }
             match passed {
                 Ok(Looked::Left) => (),
                 Ok(Looked::Passed(passed)) => {
                     backoff.recovered();
                     let removed = passed.changes.map_or(0, |it| it.users_removed.len());
                     match extent {
-                        Extent::Once | Extent::All { .. } => agenda.passed(self.pace.resync),
+                        Extent::Once | Extent::All { .. } | Extent::Sparing { .. } => {
+                            agenda.passed(self.pace.resync);
+                        }
                         Extent::Losses { .. } => agenda.early += removed,
+                    }
+                    if passed.spared {
+                        agenda.spared();
                     }
                 }
                 Ok(Looked::Overtaken { removed }) => agenda.overtaken(removed, self.pace),
                 Err(error) => {
                     let wait = backoff.failed(&error, self.pace.resync);
                     match extent {
-                        Extent::Once | Extent::All { .. } => agenda.passed(wait),
+                        Extent::Once | Extent::All { .. } | Extent::Sparing { .. } => {
+                            agenda.passed(wait);
+                        }
                         Extent::Losses { .. } => agenda.failed_early(wait, self.limits),
                     }
                 }
@@ -329,6 +351,15 @@ impl<S: Source> Reconciler<S> {
         {
             return Ok(Looked::Left);
         }
+        let spell = match extent {
+            Extent::Sparing { until, freeze, .. } => Some((until.into_std(), freeze)),
+            Extent::Once | Extent::All { .. } | Extent::Losses { .. } => None,
+        };
+        // What others made of the file does not stay either.
+        let only_gives = current.known && plan.changes.users_losing.is_empty();
+        let spared = spell.filter(|_| wanted && only_gives);
+        self.board.spares(spared);
+        let wanted = wanted && spared.is_none();
         // Of many users it is large, and hardly ever needed again.
         let seen = self.filter.is_some().then_some(snapshot);
         if let Some(refused) = plan.refused.filter(|_| wanted && !consent.removals) {
@@ -351,7 +382,8 @@ impl<S: Source> Reconciler<S> {
         let changes = wanted.then_some(plan.changes);
         tell(changes.as_ref(), &applied, &servers, begun.elapsed());
         let (users, cut_off) = (holds.users.len(), self.servers.receipt());
-        Ok(Looked::Passed(Box::new(Converged { changes, users, servers, cut_off })))
+        let spared = spared.is_some();
+        Ok(Looked::Passed(Box::new(Converged { changes, users, spared, servers, cut_off })))
     }
 
     /// Makes the file hold `desired`, if that is `wanted`; else it holds it already, and at most its
@@ -428,6 +460,7 @@ impl<S: Source> Reconciler<S> {
         servers: Vec<Outcome>,
         main_config: Option<&MainConfig>,
     ) -> Result<Vec<Outcome>, ReconcileError> {
+        self.reloaded = servers.iter().filter_map(Outcome::reloading).max();
         self.board.servers(&servers);
         self.board.is_at(Step::Placement);
         if let Err(error) = self.placed(main_config) {
@@ -545,7 +578,8 @@ impl<S: Source> Reconciler<S> {
         let servers = self.enforce(&applied, &backup, &current, main_config.as_ref(), None).await?;
         let servers = servers.expect("nothing overtakes it");
         let (users, cut_off) = (backup.users.len(), self.servers.receipt());
-        Ok((diff, Converged { changes: changed.then_some(changes), users, servers, cut_off }))
+        let changes = changed.then_some(changes);
+        Ok((diff, Converged { changes, users, spared: false, servers, cut_off }))
     }
 
     /// As [`Servers::connections`].
@@ -642,6 +676,16 @@ impl<S: Source> Reconciler<S> {
         !lost && self.servers.need_stamp(judge.as_deref()).await
     }
 
+    /// For how long the next reload will let nobody in, after one that took so long.
+    async fn freeze(&mut self, took: Duration) -> Duration {
+        let Some((desired, bytes)) = self.file.holds() else { return Duration::ZERO };
+        let predicted = self.servers.freeze(&desired).await.unwrap_or_default();
+        let measured = server::measured(predicted, bytes, took);
+        debug!(?predicted, ?measured, ?took, "a reload let nobody in");
+        self.board.froze(predicted, measured);
+        measured
+    }
+
     /// Returns once the records differ from what they were at the call.
     async fn first_change(&mut self) {
         let mut look: Option<Snapshot> = None;
@@ -671,7 +715,7 @@ impl Extent {
     fn spare(self, removed: usize) -> Option<usize> {
         match self {
             Extent::Once => None,
-            Extent::All { spare } => Some(spare),
+            Extent::All { spare } | Extent::Sparing { spare, .. } => Some(spare),
             Extent::Losses { spare } => Some(spare.saturating_sub(removed)),
         }
     }
@@ -725,13 +769,29 @@ struct Agenda {
     rested: time::Instant,
     /// How many users were removed ahead of the burst's end.
     early: usize,
+    /// Until when servers are to have time for log-ins after a reload, and for how long that let
+    /// nobody in.
+    quiet: (time::Instant, Duration),
+    /// Whether something has waited for that since the last reload.
+    waited: bool,
+    /// Whether that was said.
+    said: bool,
 }
 
 impl Agenda {
     /// The first pass is due.
     fn new() -> Agenda {
         let now = time::Instant::now();
-        Agenda { pass: now, burst: None, losses: None, rested: now, early: 0 }
+        Agenda {
+            pass: now,
+            burst: None,
+            losses: None,
+            rested: now,
+            early: 0,
+            quiet: (now, Duration::ZERO),
+            waited: false,
+            said: false,
+        }
     }
 
     fn next(&self, limits: Limits) -> (time::Instant, Extent) {
@@ -740,7 +800,13 @@ impl Agenda {
         let spare = limits.min_removed.saturating_sub(1 + self.early);
         match self.losses {
             Some(losses) if losses < pass => (losses, Extent::Losses { spare }),
-            Some(_) | None => (pass, Extent::All { spare }),
+            Some(_) | None => {
+                let (until, freeze) = self.quiet;
+                if pass.max(time::Instant::now()) < until {
+                    return (pass, Extent::Sparing { spare, until, freeze });
+                }
+                (pass, Extent::All { spare })
+            }
         }
     }
 
@@ -778,6 +844,31 @@ impl Agenda {
         self.pass = time::Instant::now() + next;
         self.burst = None;
         self.early = 0;
+    }
+
+    /// The next reload that takes nothing from anybody waits, so that they let nobody in for no more
+    /// than their share of the time.
+    fn reloaded(&mut self, freeze: Duration, pace: Pace) {
+        let rest = freeze.mul_f64(1.0 / pace.reload_share - 1.0);
+        self.quiet = (time::Instant::now() + rest, freeze);
+        self.said &= mem::take(&mut self.waited);
+    }
+
+    /// Something waits for that. Says so, once for as long as something waits after each reload.
+    fn spared(&mut self) {
+        const NOTICED: Duration = Duration::from_secs(1);
+        let (until, freeze) = self.quiet;
+        self.pass = self.pass.min(until);
+        self.waited = true;
+        if freeze >= NOTICED && !mem::replace(&mut self.said, true) {
+            let (wait, hint) = (until - time::Instant::now(), Waiting::HINT);
+            warn!(
+                ?freeze,
+                ?wait,
+                hint,
+                "reloads let nobody in for long; who gains by a change waits"
+            );
+        }
     }
 }
 
@@ -933,6 +1024,7 @@ mod tests {
         max_wait: Duration::from_secs(2),
         resync: Duration::from_mins(1),
         initial: true,
+        reload_share: 0.2,
     };
     const LIMITS: Limits = Limits { max_removed: MaxRemoved::Share(0.5), min_removed: 10 };
     /// How long a look takes.
@@ -955,7 +1047,7 @@ mod tests {
                 agenda.looked(begun);
                 match extent {
                     Extent::Losses { .. } => losses += 1,
-                    Extent::Once | Extent::All { .. } => {
+                    Extent::Once | Extent::All { .. } | Extent::Sparing { .. } => {
                         all += 1;
                         agenda.passed(PACE.resync);
                     }
@@ -1003,5 +1095,88 @@ mod tests {
         }
         let expected = (time::Instant::now(), Extent::Losses { spare: 0 });
         assert_eq!(agenda.next(LIMITS), expected);
+    }
+
+    /// How many reloads there are in ten minutes of edits by which nobody has less, how long one of
+    /// those waits at most until it is in force, and until it is looked at.
+    async fn reloads(freeze: Duration, reload_share: f64) -> (u32, Duration, Duration) {
+        let pace = Pace { reload_share, ..PACE };
+        let mut agenda = Agenda::new();
+        let (mut reloads, mut waited, mut unseen) = (0, Duration::ZERO, Duration::ZERO);
+        let begun = time::Instant::now();
+        let (mut in_force, mut seen) = (begun, begun);
+        while begun.elapsed() < Duration::from_mins(10) {
+            agenda.hinted(pace);
+            let (at, extent) = agenda.next(LIMITS);
+            let next_hint = time::Instant::now() + Duration::from_millis(100);
+            time::sleep_until(at.min(next_hint)).await;
+            if at > next_hint {
+                continue;
+            }
+            unseen = unseen.max(seen.elapsed());
+            let look = time::Instant::now();
+            time::advance(LOOK).await;
+            agenda.looked(look);
+            match extent {
+                Extent::Losses { .. } => (),
+                Extent::Sparing { .. } => {
+                    agenda.passed(PACE.resync);
+                    agenda.spared();
+                }
+                Extent::Once | Extent::All { .. } => {
+                    waited = waited.max(in_force.elapsed());
+                    time::advance(freeze).await;
+                    agenda.reloaded(freeze, pace);
+                    agenda.passed(PACE.resync);
+                    (reloads, in_force) = (reloads + 1, time::Instant::now());
+                }
+            }
+            seen = time::Instant::now();
+        }
+        (reloads, waited, unseen)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reloads_that_only_give_leave_time_for_log_ins() {
+        for (millis, share, wanted) in [
+            // A minute each, as with a thousand clients at cost 10: every five minutes.
+            (60_000, 0.2, 2..=3),
+            (60_000, 0.5, 4..=6),
+            (6_000, 0.2, 18..=21),
+            (1_000, 0.05, 28..=31),
+            (100, 0.01, 58..=62),
+            // The waiting for a burst's end is longer than what they would have to wait.
+            (100, 0.2, 250..=300),
+            (0, 0.2, 250..=310),
+            (60_000, 1.0, 9..=10),
+        ] {
+            let freeze = Duration::from_millis(millis);
+            let (count, waited, unseen) = reloads(freeze, share).await;
+            let case = format!("{freeze:?} and {share}: {count} reloads, {waited:?}, {unseen:?}");
+            assert!(wanted.contains(&count), "{case}");
+            // The first was not waited for.
+            let most = Duration::from_mins(10).mul_f64(share) + freeze * 2;
+            assert!(freeze * count <= most, "{case}");
+            assert!(waited <= freeze.mul_f64(1.0 / share) + PACE.max_wait * 2, "{case}");
+            assert!(unseen <= Duration::from_millis(200), "{case}");
+        }
+    }
+
+    /// More at once than go ahead of a burst's end are found at that.
+    #[tokio::test(start_paused = true)]
+    async fn the_guard_sees_a_burst_though_reloads_wait() {
+        let mut agenda = Agenda::new();
+        agenda.passed(PACE.resync);
+        agenda.reloaded(Duration::from_mins(1), PACE);
+        agenda.hinted(PACE);
+        agenda.looked(time::Instant::now());
+        let (at, extent) = agenda.next(LIMITS);
+        assert!(at <= time::Instant::now() + PACE.debounce, "{agenda:?}");
+        assert!(matches!(extent, Extent::Sparing { .. }), "{agenda:?}");
+        agenda.passed(Duration::from_hours(1));
+        agenda.spared();
+        let (at, _) = agenda.next(LIMITS);
+        time::sleep_until(at).await;
+        assert_eq!(agenda.next(LIMITS).1, Extent::All { spare: 9 }, "then it goes on by itself");
     }
 }

@@ -4,6 +4,7 @@
 mod ask;
 mod cut;
 mod error;
+mod freeze;
 mod reload;
 mod trial;
 
@@ -30,6 +31,7 @@ use reload::{Order, Reload};
 pub use ask::Running;
 pub use cut::Receipt;
 pub use error::ServerError;
+pub(crate) use freeze::{checks, measured};
 pub(crate) use reload::process;
 pub use trial::{Trial, TrialError};
 
@@ -107,6 +109,18 @@ impl State {
             State::NotInStep { .. } => "not_in_step",
             State::Unverified { .. } => "unverified",
         }
+    }
+}
+
+impl Outcome {
+    /// How long it reloaded, as far as that is known: until the proof, or until nobody waited any more.
+    pub(crate) fn reloading(&self) -> Option<Duration> {
+        if let State::NotInStep { why } = &self.state
+            && let ServerError::NotLoaded { after, .. } = **why
+        {
+            return Some(after);
+        }
+        self.took
     }
 }
 

@@ -98,10 +98,28 @@ pub struct PassStatus {
     pub failure: Option<Failure>,
     /// When the next one begins at the latest.
     pub next: Option<Timestamp>,
+    /// Until when what only gives somebody more is left for later, if it is.
+    pub waiting: Option<Waiting>,
     /// The one under way: since when, and what it is at.
     pub running: Option<Running>,
     /// Whether that takes longer than anything should, or the next is overdue.
     pub stuck: bool,
+}
+
+/// Changes by which nobody has less wait, so that reloads leave time for log-ins.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Waiting {
+    /// Until then at the latest.
+    pub until: Timestamp,
+    /// For how long a reload lets nobody in.
+    #[serde(rename = "freeze_seconds", with = "seconds")]
+    pub freeze: Option<Duration>,
+}
+
+impl Waiting {
+    /// What one can do about it.
+    pub const HINT: &str = "give those users nkeys, or secrets of `pb-nats user add --generate`, \
+                            which cost a reload next to nothing; `pb-nats check` names who costs most";
 }
 
 /// A pass under way.
@@ -296,6 +314,9 @@ impl Status {
         let last = self.changes.front().and_then(|it| it.enforced_after);
         if let Some(after) = last {
             let _ = write!(text, " · last change {}", short(after));
+        }
+        if self.pass.waiting.is_some() {
+            text.push_str(" · changes are waiting");
         }
         text
     }

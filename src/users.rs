@@ -462,7 +462,7 @@ impl<'a> Users<'a> {
     /// Refuses a user whom NATS would not have.
     fn would_be_in_nats(&mut self, name: &str, roles: &[String]) -> Result<(), UserError> {
         // Any hash will do.
-        let password = PasswordHash(bcrypt::hash("", CHEAP)?);
+        let password = PasswordHash(bcrypt::hash("", CHEAP)?.into());
         self.snapshot.users.push(UserRecord {
             username: name.into(),
             password,

@@ -134,7 +134,20 @@ fn registry(tally: &Tally, status: &Status) -> Registry {
 
     all.register("reloads", "Reloads that were ordered and proven", tally.reloads.clone());
     let help = "From the order to reload until the server was proven to run the file";
-    all.register_with_unit("reload_duration", help, seconds, tally.reload_seconds.clone());
+    let reloads = tally.reload_seconds.clone();
+    all.register_with_unit("reload_duration", help, seconds.clone(), reloads);
+    let help = "For how long the next reload is expected to let nobody in, by who was connected \
+                after the last; 0 where nobody tells";
+    let freeze = tally.freeze_predicted.clone();
+    all.register_with_unit("reload_freeze_predicted", help, seconds.clone(), freeze);
+    let help =
+        "The same as the last reload showed it: not less than that, and more on a slower machine";
+    let freeze = tally.freeze_measured.clone();
+    all.register_with_unit("reload_freeze_measured", help, seconds.clone(), freeze);
+    let help = "For how long changes by which nobody has less still wait for `sync.max_reload_share`; \
+                0: none do";
+    let left = pass.waiting.map_or(0.0, |it| it.until.duration_since(status.now).as_secs_f64());
+    all.register_with_unit("reload_waiting", help, seconds, level(left.max(0.0)));
     let help = "Connections closed since their users have less than before";
     all.register("cut_off_connections", help, tally.kicks.clone());
 

@@ -377,25 +377,25 @@ fn credential(record: &UserRecord) -> Result<Credential, Problem> {
         return Err(Problem::NoCredential);
     }
     let hash = password_hash(record);
-    let cost = bcrypt_cost(hash).ok_or(Problem::NotBcrypt)?;
+    let cost = bcrypt_cost(&hash.0).ok_or(Problem::NotBcrypt)?;
     if cost > MAX_BCRYPT_COST {
         return Err(Problem::CostTooHigh);
     }
-    Ok(Credential::Password(PasswordHash(hash.to_owned())))
+    Ok(Credential::Password(hash))
 }
 
 /// The hash to log in by. A field of the type `password` is hashed at a cost that suits passwords
 /// which people choose; beside it a generated one may have a cheaper hash, which ends with the
 /// password that it was made for, so that changing the one is enough.
-fn password_hash(record: &UserRecord) -> &str {
-    let password = record.password.0.as_str();
+fn password_hash(record: &UserRecord) -> PasswordHash {
+    let password = &*record.password.0;
     match record.generated_hash.0.split_once(' ') {
         Some((cheap, of))
             if of == password && bcrypt_cost(of).is_some() && bcrypt_cost(cheap).is_some() =>
         {
-            cheap
+            PasswordHash(cheap.into())
         }
-        _ => password,
+        _ => record.password.clone(),
     }
 }
 

@@ -190,7 +190,7 @@ fn write(out: &mut String, desired: &Desired) -> std::fmt::Result {
 /// The user that nobody can be, and that may do nothing.
 fn locked() -> User {
     User {
-        credential: Credential::Password(PasswordHash(LOCKED_HASH.to_owned())),
+        credential: Credential::Password(PasswordHash(LOCKED_HASH.into())),
         grant: Grant::Own(Box::default()),
         connection_types: BTreeSet::new(),
     }
@@ -361,7 +361,7 @@ fn user(
         match (&*key, value) {
             ("user", Node::Text(text)) => login = Some(text.into_owned()),
             ("nkey", Node::Text(text)) => (login, nkey) = (Some(text.into_owned()), true),
-            ("password", Node::Text(text)) => password = Some(PasswordHash(text.into_owned())),
+            ("password", Node::Text(text)) => password = Some(PasswordHash(text.into())),
             ("permissions", Node::Variable(name)) => {
                 let Some((name, _)) = roles.get_key_value(&*name) else { return unexpected(line) };
                 grant = Grant::Role(Arc::clone(name));

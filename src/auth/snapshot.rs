@@ -70,8 +70,10 @@ pub struct Permissions {
 }
 
 /// The text of a password field. It is not shown by `Debug`: often it is a hash, at times a mistake.
+///
+/// What is worked out of a record shares it with that.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct PasswordHash(pub String);
+pub struct PasswordHash(pub Arc<str>);
 
 impl std::fmt::Debug for PasswordHash {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -37,7 +37,7 @@ pub(super) fn user(id: &str, fields: Value) -> UserRecord {
         id: id.into(),
         username: text("username"),
         password: PasswordHash(fields["password"].as_str().unwrap_or(HASH).into()),
-        generated_hash: PasswordHash(text("generated_hash")),
+        generated_hash: PasswordHash(text("generated_hash").into()),
         nkey: text("nkey"),
         roles: roles.iter().map(|it| it.as_str().unwrap().into()).collect(),
         active: fields["active"].as_bool().unwrap_or(true),
@@ -730,7 +730,7 @@ fn any_user() -> impl Strategy<Value = UserRecord> {
         |(id, username, hash, nkey, roles, active, permissions, connection_types)| UserRecord {
             id,
             username,
-            password: PasswordHash(hash),
+            password: PasswordHash(hash.into()),
             generated_hash: PasswordHash::default(),
             nkey,
             roles,

@@ -13,16 +13,14 @@ use crate::{
     auth::Desired,
     options::Options,
     reconcile::Plan,
-    server::{Running, ServerError, Servers, State},
-    status::chain,
+    server::{self, Running, ServerError, Servers, State},
+    status::{chain, short},
 };
 
 /// The oldest that we work with.
 const OLDEST: (u32, u32) = (2, 10);
 /// How long a client waits for its log-in by default.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// What a reload spends on each client with a hash of cost 10, on the machines that we measured.
-const AT_COST_10: Duration = Duration::from_millis(63);
 
 pub(super) async fn look(
     options: &Options,
@@ -100,20 +98,34 @@ pub(super) async fn try_reload(options: &Options) -> Vec<Line> {
         Ok(servers) => servers,
         Err(line) => return vec![line],
     };
+    let there = AuthFile::new(options).read(Adopt::Yes).ok().and_then(|it| it.desired);
+    let expected = match &there {
+        Some(desired) => servers.freeze(desired).await,
+        None => None,
+    };
     let tried = servers.try_reload().await;
     if tried.is_empty() {
         let text = "nothing in [nats] says how to reload";
         let hint = "set `reload_command`, `pid_file` or `system_url` in [nats]";
         return vec![Line::wrong("reload.failed", text, Some(hint.into()))];
     }
-    tried.into_iter().map(|(server, outcome)| tried_line(&server, outcome)).collect()
+    tried.into_iter().map(|(server, outcome)| tried_line(&server, outcome, expected)).collect()
 }
 
-fn tried_line(server: &str, outcome: Result<Option<Duration>, Arc<ServerError>>) -> Line {
+fn tried_line(
+    server: &str,
+    outcome: Result<Option<Duration>, Arc<ServerError>>,
+    expected: Option<Duration>,
+) -> Line {
+    let expected = expected.filter(|it| !it.is_zero());
+    let expected = expected.map(|it| format!("; for {} of it nobody was to be let in", short(it)));
     match outcome {
         Ok(Some(took)) => Line::good(
             "reload.proven",
-            format!("{server} has reloaded after {took:.1?}, as its load time shows"),
+            format!(
+                "{server} has reloaded after {took:.1?}, as its load time shows{}",
+                expected.unwrap_or_default()
+            ),
         ),
         Ok(None) => Line::doubtful(
             "reload.unproven",
@@ -174,7 +186,7 @@ async fn freeze(
         .filter_map(|(name, user)| Some((&**name, user.credential.bcrypt_cost()?)))
         .collect();
     let Some(clients) = servers.clients().await else {
-        let all: Duration = costs.values().map(|cost| work(*cost)).sum();
+        let all: Duration = costs.values().map(|cost| server::checks(1, *cost)).sum();
         let dearest = dearest(costs.iter().map(|(name, cost)| (*name, 1, *cost)));
         lines.push(Line::doubtful(
             "reload.freeze_unknown",
@@ -234,14 +246,7 @@ fn dearest<'a>(users: impl Iterator<Item = (&'a str, usize, u8)>) -> String {
 
 /// What a reload spends on so many clients of a user.
 fn times(count: usize, cost: Option<u8>) -> Duration {
-    cost.map_or(Duration::ZERO, |it| {
-        work(it).saturating_mul(u32::try_from(count).unwrap_or(u32::MAX))
-    })
-}
-
-/// What a reload spends on one client.
-fn work(cost: u8) -> Duration {
-    AT_COST_10.mul_f64(2f64.powi(i32::from(cost) - 10))
+    cost.map_or(Duration::ZERO, |it| server::checks(count, it))
 }
 
 fn about(time: Duration) -> String {

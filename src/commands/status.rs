@@ -11,7 +11,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use pb_nats::{
     admin,
     source::Kind,
-    status::{PassStatus, ServerStatus, State, Status as Told, many, short},
+    status::{PassStatus, ServerStatus, State, Status as Told, Waiting, many, short},
 };
 use serde_json::json;
 use tokio::time;
@@ -120,7 +120,7 @@ fn page(status: &Told) -> String {
         let _ = write!(text, ", read {} in {}", ago(read), short(took));
     }
     text.push('\n');
-    let PassStatus { last_success, running, next, .. } = pass;
+    let PassStatus { last_success, waiting, running, next, .. } = pass;
     if let Some(last_success) = last_success {
         let _ = write!(text, "last pass that came to its end: {}", ago(last_success));
     } else {
@@ -135,6 +135,16 @@ fn page(status: &Told) -> String {
             let _ = writeln!(text, "; next within {}", short(wait));
         }
         (None, None) => text.push('\n'),
+    }
+    if let Some(Waiting { until, freeze }) = waiting {
+        let left = until.duration_since(*now).try_into().unwrap_or_default();
+        let (left, freeze) = (short(left), short(freeze.unwrap_or_default()));
+        let _ = writeln!(
+            text,
+            "changes by which nobody has less wait for another {left}, since a reload lets nobody in \
+             for {freeze}\n  hint: {}",
+            Waiting::HINT
+        );
     }
 
     let _ = writeln!(text);

@@ -335,6 +335,12 @@ impl SyncOptions {
             "sync.max_removed",
             "`max_removed` is no share from 0 to 1",
             "0.5 is a half",
+        )?;
+        refuse(
+            !(0.01..=1.0).contains(&self.max_reload_share),
+            "sync.max_reload_share",
+            "`max_reload_share` is no share from 1% to 100%",
+            "write a share such as \"20%\"; with \"100%\" no reload waits",
         )
     }
 }

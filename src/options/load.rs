@@ -505,6 +505,7 @@ mod tests {
             [sync]
             ignore_events = ["user_update", "role_delete"]
             max_removed = 20
+            max_reload_share = "5%"
             [admin]
             listen = ""
             "#,
@@ -521,6 +522,7 @@ mod tests {
         assert_eq!(options.nats.monitor_url.len(), 2);
         assert_eq!(options.sync.ignore_events, [EventType::UserUpdate, EventType::RoleDelete]);
         assert_eq!(options.sync.max_removed, MaxRemoved::Count(20));
+        assert!((options.sync.max_reload_share - 0.05).abs() < 1e-9);
         assert_eq!(options.admin.listen, "");
         assert!(!format!("{options:?}").contains(SECRET));
     }
@@ -556,6 +558,10 @@ mod tests {
             ("[sync]\nmax_removed = \"150%\"", &["line 5,", "150%", "a share such as"]),
             ("[sync]\nmax_removed = 0.5", &["line 5,", "a share such as"]),
             ("[sync]\nmax_removed = -3", &["line 5,", "negative"]),
+            ("[sync]\nmax_reload_share = 20", &["line 5,", "expected a string"]),
+            ("[sync]\nmax_reload_share = \"x\"", &["line 5,", "a share such as"]),
+            ("[sync]\nmax_reload_share = \"0%\"", &["line 5,", "from 1% to 100%"]),
+            ("[sync]\nmax_reload_share = \"NaN%\"", &["line 5,", "from 1% to 100%"]),
             (
                 "[sync]\nignore_events = [\"user_creat\"]",
                 &["line 5,", "there is no `user_creat`", "did you mean `user_create`?"],

@@ -209,10 +209,8 @@ impl Names {
         Ok(UserRecord {
             id,
             username: text(username.ok_or_else(|| missing(&self.username))?),
-            password: PasswordHash(text(
-                field(&self.password).ok_or_else(|| missing(&self.password))?,
-            )),
-            generated_hash: PasswordHash(text(field("generated_hash").unwrap_or_default())),
+            password: hash(field(&self.password).ok_or_else(|| missing(&self.password))?),
+            generated_hash: hash(field("generated_hash").unwrap_or_default()),
             nkey: text(field("nkey").unwrap_or_default()),
             roles: references(field(&self.role).ok_or_else(|| missing(&self.role))?),
             active,
@@ -258,6 +256,14 @@ fn permissions(mut field: impl FnMut(&str) -> Option<Value>) -> Permissions {
     let [publish, subscribe, publish_deny, subscribe_deny] =
         PERMISSIONS.map(|name| field(name).unwrap_or_default());
     Permissions { publish, subscribe, publish_deny, subscribe_deny }
+}
+
+/// All who have none share one.
+fn hash(value: Value) -> PasswordHash {
+    match text(value) {
+        it if it.is_empty() => PasswordHash::default(),
+        it => PasswordHash(it.into()),
+    }
 }
 
 /// What a field that should hold text holds. Anything else stays visible as its JSON.

@@ -10,12 +10,13 @@
 //!   meanwhile.
 
 use std::{
+    hash::{BuildHasher as _, Hash as _, Hasher, RandomState},
     io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
@@ -42,31 +43,87 @@ pub struct Sqlite {
     pub(super) database: Database,
     pub(super) names: Names,
     watch: Option<Watch>,
+    last: Last,
 }
 
 impl Sqlite {
     pub(super) fn open(folder: &Path, options: &PocketBaseOptions) -> Sqlite {
         let database = Database { path: folder.join("data.db") };
-        Sqlite { database, names: Names::new(options), watch: None }
+        Sqlite { database, names: Names::new(options), watch: None, last: Last::default() }
     }
 }
 
 impl Source for Sqlite {
     async fn snapshot(&mut self) -> Result<Snapshot, SourceError> {
-        let (database, names) = (self.database.clone(), self.names.clone());
-        task::spawn_blocking(move || database.snapshot(&names))
+        let (database, names, last) =
+            (self.database.clone(), self.names.clone(), self.last.clone());
+        task::spawn_blocking(move || last.snapshot(&database, &names))
             .await
             .expect("reading a database does not panic")
     }
 
     async fn changed(&mut self) {
-        let watch = self.watch.get_or_insert_with(|| Watch::start(self.database.clone()));
+        let watch = self.watch.get_or_insert_with(|| {
+            Watch::start(self.database.clone(), self.names.clone(), self.last.clone())
+        });
         watch.hint.notified().await;
     }
 
     fn link(&self) -> watch::Receiver<Link> {
         let address = self.database.path.display().to_string();
         watch::Sender::new(Link { kind: Kind::Database, address, ..Link::default() }).subscribe()
+    }
+}
+
+/// What looks up a field of a record.
+type Lookup<'a> = dyn FnMut(&str) -> Option<Value> + 'a;
+
+/// What the records were when they were last read: any program may write to the database, and most of
+/// what it writes is nothing to us.
+#[derive(Clone, Debug, Default)]
+struct Last {
+    /// Of its own for each process, so that nobody can write records that only look alike.
+    print: RandomState,
+    read: Arc<Mutex<Read>>,
+}
+
+#[derive(Debug, Default)]
+struct Read {
+    print: Option<u64>,
+    /// Whether there was a hint since.
+    hinted: bool,
+    /// Whether the hint before was for nothing.
+    in_vain: bool,
+}
+
+impl Last {
+    fn snapshot(&self, database: &Database, names: &Names) -> Result<Snapshot, SourceError> {
+        let (snapshot, print) = database.snapshot(names, &self.print)?;
+        let mut read = self.read();
+        let same = read.print.replace(print) == Some(print);
+        if std::mem::take(&mut read.hinted) {
+            read.in_vain = same;
+        }
+        Ok(snapshot)
+    }
+
+    /// Whether a commit is worth a hint. After one that was not, the records are looked at first; else
+    /// there is no time to lose.
+    fn is_news(&self, database: &Database, names: &Names) -> bool {
+        if self.read().in_vain {
+            let print = database.print(names, &self.print);
+            let mut read = self.read();
+            if print.is_ok_and(|it| read.print == Some(it)) {
+                return false;
+            }
+            read.in_vain = false;
+        }
+        self.read().hinted = true;
+        true
+    }
+
+    fn read(&self) -> MutexGuard<'_, Read> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -112,10 +169,11 @@ impl Database {
         serde_json::from_str(&text).ok()
     }
 
-    fn snapshot(&self, names: &Names) -> Result<Snapshot, SourceError> {
+    /// Reads until nothing came in between.
+    fn whole<T>(&self, read: impl Fn(File) -> Result<T, SourceError>) -> Result<T, SourceError> {
         for _ in 0..READINGS {
             let before = self.file().map_err(SourceError::NoDatabase)?;
-            let result = self.read(before, names);
+            let result = read(before);
             if before.wal.is_some() || self.file().is_ok_and(|after| after == before) {
                 return result;
             }
@@ -123,22 +181,40 @@ impl Database {
         Err(SourceError::Torn { readings: READINGS })
     }
 
-    fn read(&self, file: File, names: &Names) -> Result<Snapshot, SourceError> {
+    /// The records, and their print.
+    fn snapshot(&self, names: &Names, print: &RandomState) -> Result<(Snapshot, u64), SourceError> {
+        self.whole(|file| {
+            let mut snapshot = Snapshot::default();
+            let Snapshot { users, roles } = &mut snapshot;
+            let user = |field: &mut Lookup| names.user(field).map(|it| users.push(it));
+            let role = |field: &mut Lookup| names.role(field).map(|it| roles.push(it));
+            let print = self.read(file, names, print, user, role)?;
+            Ok((snapshot, print))
+        })
+    }
+
+    /// The print of the records alone, which is cheaper.
+    fn print(&self, names: &Names, print: &RandomState) -> Result<u64, SourceError> {
+        self.whole(|file| self.read(file, names, print, |_| Ok(()), |_| Ok(())))
+    }
+
+    fn read(
+        &self,
+        file: File,
+        names: &Names,
+        print: &RandomState,
+        user: impl FnMut(&mut Lookup) -> Result<(), SourceError>,
+        role: impl FnMut(&mut Lookup) -> Result<(), SourceError>,
+    ) -> Result<u64, SourceError> {
         let failed = |error| self.failed(error);
         let mut connection = self.connect(file).map_err(failed)?;
         let moment = connection.transaction().map_err(failed)?;
         let users = self.schema(&moment, &names.users)?;
         let roles = self.schema(&moment, &names.roles)?;
-        let mut snapshot = Snapshot::default();
-        self.each(&moment, &users, &names.user_fields(&users)?, |field| {
-            snapshot.users.push(names.user(field)?);
-            Ok(())
-        })?;
-        self.each(&moment, &roles, &Names::role_fields(&roles)?, |field| {
-            snapshot.roles.push(names.role(field)?);
-            Ok(())
-        })?;
-        Ok(snapshot)
+        let mut print = print.build_hasher();
+        self.each(&moment, &users, &names.user_fields(&users)?, &mut print, user)?;
+        self.each(&moment, &roles, &Names::role_fields(&roles)?, &mut print, role)?;
+        Ok(print.finish())
     }
 
     fn connect(&self, file: File) -> rusqlite::Result<Connection> {
@@ -167,21 +243,33 @@ impl Database {
         Ok(Schema { name, kind, fields })
     }
 
-    /// Calls `make` for each record with what looks up its fields.
+    /// Calls `make` for each record with what looks up its fields, which also go into `print`.
     fn each(
         &self,
         connection: &Connection,
         schema: &Schema,
         fields: &[&Field],
-        mut make: impl FnMut(&mut dyn FnMut(&str) -> Option<Value>) -> Result<(), SourceError>,
+        print: &mut impl Hasher,
+        mut make: impl FnMut(&mut Lookup) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
         let failed = |error| self.failed(error);
         let columns: Vec<_> = fields.iter().map(|field| quoted(&field.name)).collect();
         let columns = columns.join(", ");
         let query = format!("SELECT {columns} FROM {}", quoted(&schema.name));
+        (&query, &schema.kind).hash(print);
         let mut statement = connection.prepare(&query).map_err(failed)?;
         let mut rows = statement.query([]).map_err(failed)?;
         while let Some(row) = rows.next().map_err(failed)? {
+            for position in 0..fields.len() {
+                // Text and number alike begin with what they are, and text with its length.
+                match row.get_ref(position).map_err(failed)? {
+                    ValueRef::Null => 0_u8.hash(print),
+                    ValueRef::Integer(number) => (1_u8, number).hash(print),
+                    ValueRef::Real(number) => (2_u8, number.to_bits()).hash(print),
+                    ValueRef::Text(text) => (3_u8, text).hash(print),
+                    ValueRef::Blob(bytes) => (4_u8, bytes).hash(print),
+                }
+            }
             make(&mut |name| {
                 let position = fields.iter().position(|field| field.name == name)?;
                 Some(value(row, position, fields[position].stored()))
@@ -231,7 +319,7 @@ fn value(row: &Row<'_>, position: usize, stored: Stored) -> Value {
 struct Watch {
     hint: Arc<Notify>,
     _wake: mpsc::Sender<()>,
-    _files: Option<RecommendedWatcher>,
+    _files: Option<Arc<Mutex<RecommendedWatcher>>>,
 }
 
 /// How often to look if the file system tells nothing.
@@ -244,13 +332,19 @@ const PERIOD: Duration = Duration::from_millis(250);
 const LOOKS: u32 = 25;
 const MOMENT: Duration = Duration::from_millis(2);
 
+/// After a commit that was nothing to us, so many times as long as it took to see that.
+const REST: u32 = 32;
+const LONGEST_REST: Duration = Duration::from_secs(10);
+
 impl Watch {
-    fn start(database: Database) -> Watch {
+    fn start(database: Database, names: Names, last: Last) -> Watch {
         let hint = Arc::new(Notify::new());
         let (wake, woken) = mpsc::channel();
         let files = watcher(&database.path, wake.clone())
             .inspect_err(|error| tracing::debug!(%error, "the file system tells no changes"));
-        let mut looks = Looks { database, open: None, opened: 0 };
+        let files = files.ok().map(|it| Arc::new(Mutex::new(it)));
+        let told = files.as_ref().map(Arc::downgrade).unwrap_or_default();
+        let mut looks = Looks { database: database.clone(), open: None, opened: 0 };
         let leave = hint.clone();
         thread::spawn(move || {
             let mut seen = None;
@@ -259,7 +353,20 @@ impl Watch {
                 let now = looks.look();
                 // Of what was before the first look, nobody knows.
                 if seen.replace(now) != Some(now) {
-                    leave.notify_one();
+                    let begun = Instant::now();
+                    if last.is_news(&database, &names) {
+                        leave.notify_one();
+                    } else {
+                        // Somebody may write all the time, and to be told of each costs as much.
+                        with(&told, |it| it.unwatch(folder(&database.path)));
+                        let rest = (begun.elapsed() * REST).min(LONGEST_REST);
+                        #[expect(clippy::disallowed_methods, reason = "nothing else runs here")]
+                        thread::sleep(rest);
+                        with(&told, |it| listen(it, &database.path));
+                        while woken.try_recv().is_ok() {}
+                        left = LOOKS;
+                        continue;
+                    }
                 }
                 let patience = if left > 0 { MOMENT } else { PERIOD };
                 match woken.recv_timeout(patience) {
@@ -269,7 +376,7 @@ impl Watch {
                 }
             }
         });
-        Watch { hint, _wake: wake, _files: files.ok() }
+        Watch { hint, _wake: wake, _files: files }
     }
 }
 
@@ -286,9 +393,29 @@ fn watcher(path: &Path, wake: mpsc::Sender<()>) -> notify::Result<RecommendedWat
             let _ = wake.send(());
         }
     })?;
-    let folder = path.parent().expect("the path ends with a file name");
-    watcher.watch(folder, RecursiveMode::NonRecursive)?;
+    listen(&mut watcher, path)?;
     Ok(watcher)
+}
+
+/// Does this with the watcher, if there still is one. What fails leaves the looks every now and then.
+fn with(
+    watcher: &Weak<Mutex<RecommendedWatcher>>,
+    act: impl FnOnce(&mut RecommendedWatcher) -> notify::Result<()>,
+) {
+    if let Some(watcher) = watcher.upgrade() {
+        let done = act(&mut watcher.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Err(error) = done {
+            tracing::debug!(%error, "the file system tells no changes");
+        }
+    }
+}
+
+fn listen(watcher: &mut RecommendedWatcher, path: &Path) -> notify::Result<()> {
+    watcher.watch(folder(path), RecursiveMode::NonRecursive)
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().expect("the path ends with a file name")
 }
 
 /// What a look at the database sees. A difference is a change.

@@ -3,21 +3,23 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     mem,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
-use prometheus_client::metrics::{counter::Counter, family::Family, histogram::Histogram};
+use prometheus_client::metrics::{
+    counter::Counter, family::Family, gauge::Gauge, histogram::Histogram,
+};
 use reqwest::Url;
 use tokio::sync::watch;
 
 use super::{
     Change, CutOff, Failure, Findings, HeldBack, PassStatus, Record, Running, ServerStatus,
-    SourceStatus, State, Status, Step, chain,
+    SourceStatus, State, Status, Step, Waiting, chain,
 };
 use crate::{
-    auth::{Changes, Credential, Desired, Effect, Finding, PasswordHash, Refused, Snapshot},
+    auth::{Changes, Desired, Effect, Finding, Refused, Snapshot},
     options::Options,
     server::{self, Outcome, Receipt},
     source::Link,
@@ -27,9 +29,6 @@ use crate::{
 const MOST_CHANGES: usize = 100;
 /// So many findings, or names of those who would go, are told one by one.
 const MOST_LISTED: usize = 200;
-
-/// What a reload takes for a client whose hash has the cost 10; one more doubles it.
-const BCRYPT_10: Duration = Duration::from_millis(63);
 
 /// Where a process tells how it is. All clones are one.
 #[derive(Clone, Debug)]
@@ -59,6 +58,8 @@ pub(crate) struct Board {
     patience: Duration,
     /// When the first hint came that no pass has dealt with yet.
     noticed: Option<Instant>,
+    /// Whether the pass leaves what it found for later.
+    spares: bool,
     /// When each change was noticed that is not proven yet, the last first.
     pending: VecDeque<Instant>,
     begun: (Timestamp, Instant),
@@ -79,6 +80,8 @@ pub(crate) struct Tally {
     pub(crate) enforced_seconds: Histogram,
     pub(crate) reloads: Counter,
     pub(crate) reload_seconds: Histogram,
+    pub(crate) freeze_predicted: Gauge<f64, AtomicU64>,
+    pub(crate) freeze_measured: Gauge<f64, AtomicU64>,
     pub(crate) kicks: Counter,
 }
 
@@ -155,6 +158,7 @@ impl Board {
             dashboard: options.pocketbase.url.as_deref().and_then(dashboard),
             patience: allowed * 2,
             noticed: None,
+            spares: false,
             pending: VecDeque::new(),
             begun: (Timestamp::now(), now),
             step: (Step::Snapshot, now),
@@ -280,6 +284,24 @@ impl Board {
         });
     }
 
+    /// Until when the pass leaves what it found for later, if it does, and why: a reload lets nobody in
+    /// for so long.
+    pub(crate) fn spares(&mut self, spared: Option<(Instant, Duration)>) {
+        self.spares = spared.is_some();
+        let now = Instant::now();
+        let waiting = spared.and_then(|(until, freeze)| {
+            let until = Timestamp::now().checked_add(until.saturating_duration_since(now)).ok()?;
+            Some(Waiting { until, freeze: Some(freeze) })
+        });
+        self.watch.change(|it| it.status.pass.waiting = waiting);
+    }
+
+    /// What a reload that let nobody in for so long was expected to take, and took.
+    pub(crate) fn froze(&mut self, predicted: Duration, measured: Duration) {
+        self.watch.tally.freeze_predicted.set(predicted.as_secs_f64());
+        self.watch.tally.freeze_measured.set(measured.as_secs_f64());
+    }
+
     /// What became of each server.
     pub(crate) fn servers(&mut self, outcomes: &[Outcome]) {
         for took in outcomes.iter().filter_map(|it| it.took) {
@@ -319,7 +341,7 @@ impl Board {
         let succeeded = failure.is_none();
         let mut proven = VecDeque::new();
         if succeeded {
-            self.noticed = None;
+            self.noticed = self.noticed.filter(|_| self.spares);
             proven = mem::take(&mut self.pending);
         }
         let tally = &self.watch.tally;
@@ -439,6 +461,8 @@ impl Tally {
             enforced_seconds: histogram(),
             reloads: Counter::default(),
             reload_seconds: histogram(),
+            freeze_predicted: Gauge::default(),
+            freeze_measured: Gauge::default(),
             kicks: Counter::default(),
         };
         // A rate needs a zero to begin with.
@@ -477,20 +501,9 @@ fn histogram() -> Histogram {
 
 /// What a user's credential takes a reload, on average. Who is connected is not known one by one.
 fn per_client(desired: &Desired) -> Option<Duration> {
-    let each = desired.users.values().map(|user| match &user.credential {
-        Credential::Password(hash) => bcrypt_seconds(hash),
-        // To compare a key is nothing beside it.
-        Credential::Nkey => 0.0,
-    });
-    let all: f64 = each.sum();
-    #[expect(clippy::cast_precision_loss, reason = "no one has 2^52 users")]
-    let average = all / desired.users.len() as f64;
-    Duration::try_from_secs_f64(average).ok()
-}
-
-fn bcrypt_seconds(hash: &PasswordHash) -> f64 {
-    let cost: Option<i32> = hash.0.get(4..6).and_then(|it| it.parse().ok());
-    BCRYPT_10.as_secs_f64() * f64::powi(2.0, cost.unwrap_or_default() - 10)
+    let costs = desired.users.values().filter_map(|it| it.credential.bcrypt_cost());
+    let all: Duration = costs.map(|it| server::checks(1, it)).sum();
+    all.checked_div(u32::try_from(desired.users.len()).ok()?)
 }
 
 /// The page of PocketBase's dashboard that shows records.

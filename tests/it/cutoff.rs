@@ -172,7 +172,7 @@ fn after() -> Desired {
 }
 
 fn user(hash: &str, subjects: &[&str]) -> User {
-    let credential = Credential::Password(PasswordHash(hash.to_owned()));
+    let credential = Credential::Password(PasswordHash(hash.into()));
     User { credential, grant: may_publish(subjects), connection_types: [].into() }
 }
 

@@ -245,7 +245,7 @@ fn policy() -> Policy {
 fn snapshot(dice: &mut Dice, users: usize) -> Snapshot {
     let count = users / 5 + 1;
     let roles = (0..count).map(|it| dice.role(it)).collect();
-    let hash = PasswordHash(bcrypt(PASSWORD));
+    let hash = PasswordHash(bcrypt(PASSWORD).into());
     let writer = UserRecord {
         id: "writer".into(),
         username: WRITER.into(),
@@ -404,7 +404,7 @@ impl Dice {
         };
         let mut password = hash.clone();
         if self.percent(2) {
-            password = PasswordHash(self.pick(&["", PASSWORD, "$2a$04$"]).to_owned());
+            password = PasswordHash(self.pick(&["", PASSWORD, "$2a$04$"]).into());
         }
         UserRecord {
             generated_hash: PasswordHash::default(),

@@ -22,7 +22,7 @@ fn user(name: &str, roles: &[&str]) -> UserRecord {
     UserRecord {
         id: format!("id{}", name.len()),
         username: name.into(),
-        password: PasswordHash(bcrypt(PASSWORD)),
+        password: PasswordHash(bcrypt(PASSWORD).into()),
         roles: roles.iter().map(ToString::to_string).collect(),
         active: true,
         ..UserRecord::default()
@@ -177,7 +177,7 @@ fn only_what_is_a_hash_is_ever_a_password() {
         let mut users = vec![user("ann", &[])];
         for (n, hash) in bad.iter().enumerate() {
             users.push(UserRecord {
-                password: PasswordHash(hash.clone()),
+                password: PasswordHash(hash.as_str().into()),
                 ..user(&format!("bad{n}"), &[])
             });
         }
@@ -193,7 +193,7 @@ fn only_what_is_a_hash_is_ever_a_password() {
         assert!(nats.accepts("ann", PASSWORD), "{version:?}: and one bad hash harms nobody else");
         for prefix in ["$2a$04$", "$2b$04$", "$2x$04$", "$2y$04$"] {
             let good = UserRecord {
-                password: PasswordHash(format!("{prefix}{body}")),
+                password: PasswordHash(format!("{prefix}{body}").into()),
                 ..user("ann", &[])
             };
             nats.load(&file(&[good], &[])).unwrap();

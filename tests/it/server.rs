@@ -89,7 +89,7 @@ impl House {
 
 fn letting_in(users: &[&str]) -> Desired {
     let user = |name: &&str| {
-        let credential = Credential::Password(PasswordHash(bcrypt(name)));
+        let credential = Credential::Password(PasswordHash(bcrypt(name).into()));
         let user = User { credential, grant: Grant::Defaults, connection_types: [].into() };
         ((*name).to_owned(), user)
     };
@@ -252,7 +252,7 @@ async fn a_reload_that_began_before_the_file_was_replaced_proves_nothing() {
         }
         let mut desired = letting_in(&["ann"]);
         let costly = bcrypt::hash("busy", 10).unwrap();
-        let busy = Credential::Password(PasswordHash(costly));
+        let busy = Credential::Password(PasswordHash(costly.into()));
         let busy = User { credential: busy, grant: Grant::Defaults, connection_types: [].into() };
         desired.users.insert("busy".into(), busy);
         let applied = house.hold(&desired).await;

@@ -368,7 +368,7 @@ fn collections_that_exist_already_are_read_by_their_own_names() {
             listed.users.iter().map(|it| (&*it.username, it.active, &*it.roles)).collect();
         users.sort();
         assert_eq!(users, [("ann", true, &[role.clone()][..]), ("bob", false, &[][..])]);
-        assert!(listed.users.iter().all(|it| it.password.0 == hash));
+        assert!(listed.users.iter().all(|it| *it.password.0 == *hash));
     }
 }
 
@@ -992,6 +992,43 @@ fn a_restored_database_is_noticed() {
         assert!(hinted(&mut source), "{version:?}");
         assert_eq!(read(&mut source).unwrap().users.len(), 2);
     }
+}
+
+/// Any commit shows in the file. What it was for does not, until one has looked.
+#[test]
+fn writes_that_are_nothing_to_us_wake_nobody_and_hide_nothing() {
+    let pb = started(None, Users::Text, Optional::Present);
+    let ann = pb.user("ann", "x", "");
+    let other = json!({ "name": "other", "type": "base", "fields": [] });
+    pb.ask("POST", "/api/collections", &other);
+    let mut source = open(&from_file(&pb));
+    read(&mut source).unwrap();
+    settled(&mut source);
+    pb.create("other", &json!({}));
+    assert!(hinted(&mut source), "nobody knows what the first one is for");
+    read(&mut source).unwrap();
+    while hinted_within(Duration::from_millis(300), &mut source) {}
+    for _ in 0..20 {
+        pb.create("other", &json!({}));
+        assert!(!hinted_within(Duration::from_millis(100), &mut source));
+    }
+
+    // No `updated` tells of this one.
+    let database = rusqlite::Connection::open(pb.data_dir().join("data.db")).unwrap();
+    database.busy_timeout(SOON).unwrap();
+    for active in [0, 1] {
+        database.execute("UPDATE nats_users SET active = ?1", [active]).unwrap();
+        assert!(hinted(&mut source), "it is told though the one before was in vain");
+        assert_eq!(read(&mut source).unwrap().users[0].active, active == 1);
+        pb.create("other", &json!({}));
+        hinted_within(Duration::from_secs(1), &mut source);
+        read(&mut source).unwrap();
+    }
+    pb.update("nats_roles", &pb.role("new", &[], &[]), &json!({ "name": "newer" }));
+    assert!(hinted(&mut source), "roles count as well");
+    pb.delete("nats_users", &ann);
+    read(&mut source).unwrap();
+    assert!(read(&mut source).unwrap().users.is_empty());
 }
 
 #[test]

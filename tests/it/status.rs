@@ -710,3 +710,45 @@ fn value(metrics: &[(String, f64)], name: &str) -> f64 {
     let found = metrics.iter().find(|(it, _)| it == name);
     found.unwrap_or_else(|| panic!("no {name}: {metrics:#?}")).1
 }
+
+/// A reload checks forty passwords of cost 8, and lets nobody in for two thirds of a second.
+#[test]
+fn who_gains_waits_for_log_ins_and_who_loses_does_not() {
+    let (pb, nats, mut pb_nats, ann) = town();
+    let role = pb.role("crowd", &["crowd"], &[]);
+    let crowd = pb.user("crowd", PASSWORD, &role);
+    let hash = ::bcrypt::hash(PASSWORD, 8).unwrap();
+    pb.update("nats_users", &crowd, &json!({ "password": hash }));
+    let listen = free_address();
+    pb_nats.set("admin.listen", listen.to_string());
+    pb_nats.set("pocketbase.resync_interval", "1h");
+    // With the one for more than a minute, with the other for a few seconds.
+    for (share, by_itself) in [("1%", false), ("15%", true)] {
+        pb_nats.set("sync.max_reload_share", share);
+        let running = pb_nats.run();
+        eventually("it listens", || TcpStream::connect(listen).ok());
+        until(listen, is("in_step"));
+        let _crowd: Vec<_> = (0..40).map(|_| nats.client("crowd", PASSWORD)).collect();
+        let [first, second] = ["first", "second"].map(|it| format!("{it} of {by_itself}"));
+        pb.user(&first, PASSWORD, &role);
+        eventually("the first does not wait", || nats.accepts(&first, PASSWORD).then_some(()));
+        let predicted = || value(&metrics(listen), "pb_nats_reload_freeze_predicted_seconds");
+        eventually("it is known what a reload takes", || (predicted() > 0.4).then_some(()));
+
+        pb.user(&second, PASSWORD, &role);
+        let waiting = until(listen, |it| !it["pass"]["waiting"].is_null());
+        assert!(waiting["pass"]["waiting"]["freeze_seconds"].as_f64().unwrap() > 0.4, "{waiting}");
+        assert!(value(&metrics(listen), "pb_nats_reload_waiting_seconds") > 0.0);
+        let told = pb_nats.command(&["status"]).success().stdout;
+        assert!(told.contains("changes are waiting\n") && told.contains("hint: give"), "{told}");
+        if !by_itself {
+            assert!(!nats.accepts(&second, PASSWORD));
+            let mut client = nats.client("ann", PASSWORD);
+            pb.update("nats_users", &ann, &json!({ "active": false }));
+            assert!(client.closed(SOON).is_some(), "who loses something does not wait");
+        }
+        eventually("what waited is in force", || nats.accepts(&second, PASSWORD).then_some(()));
+        until(listen, |it| it["pass"]["waiting"].is_null());
+        assert!(running.terminate().success());
+    }
+}

@@ -19,11 +19,14 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
 }
 
 /// Measures the whole: how fast a change is in force, and what that costs.
-pub(crate) fn bench(quick: bool, million: bool) -> Result<()> {
+pub(crate) fn bench(quick: bool, million: bool, users: Option<usize>) -> Result<()> {
     let mut command = cargo();
     command.args(["bench", "--package", "pb-nats", "--bench", "whole", "--"]);
     let arguments = [(quick, "--quick"), (million, "--million")];
     let arguments = arguments.iter().filter(|it| it.0).map(|it| it.1);
+    if let Some(users) = users {
+        command.arg(format!("--users={users}"));
+    }
     run(with_servers(&mut command)?.args(arguments))
 }
 

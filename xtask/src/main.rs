@@ -57,6 +57,9 @@ enum Task {
         /// Only how a million users fare. It takes 16 GiB and minutes.
         #[arg(long, conflicts_with = "quick")]
         million: bool,
+        /// Only sizes up to so many users, and nothing written.
+        #[arg(long, conflicts_with_all = ["quick", "million"])]
+        users: Option<usize>,
     },
     /// Build the static release program and its Debian package, into `target/package`.
     Package {
@@ -87,7 +90,7 @@ fn run(task: Task) -> Result<()> {
         Task::Browser => browser::run(),
         Task::Ci => cargo::ci(),
         Task::Docs { check } => cargo::docs(check),
-        Task::Bench { quick, million } => cargo::bench(quick, million),
+        Task::Bench { quick, million, users } => cargo::bench(quick, million, users),
         Task::Package { check } => package::run(check),
         Task::Tools => tools::install().map(drop),
     }
