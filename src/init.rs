@@ -138,6 +138,11 @@ impl InitError {
             InitError::File(ApplyError::Rejected(_)) => {
                 "the main config is as it was; mend what is told, or add the lines by hand".into()
             }
+            InitError::File(ApplyError::MainConfig(_)) => {
+                "`--nats-config` is the file that nats-server is started with (`nats-server -c FILE`); \
+                 without it, the lines are printed that have to be added"
+                    .into()
+            }
             InitError::File(error) => return error.hint().map(str::to_owned),
             InitError::Occupied { .. } => {
                 "run it without `--nats-config`, make records for these users (`pb-nats user add`), \

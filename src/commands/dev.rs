@@ -92,7 +92,7 @@ pub(crate) enum DevError {
     #[error("{name} does not listen at {address}")]
     Slow { name: &'static str, address: SocketAddr, log: PathBuf },
     /// A server has ended by itself, and so all were ended.
-    #[error("{name} has ended ({status}), and so everything was; its last words:\n  {last_words}")]
+    #[error("{name} has ended ({status}), and so everything was; {last_words}")]
     Ended { name: &'static str, status: ExitStatus, last_words: String, log: PathBuf },
 }
 

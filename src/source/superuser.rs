@@ -6,12 +6,9 @@ use serde_json::Value;
 
 use super::{
     SourceError,
-    api::{Answer, Api, header},
+    api::{Answer, Api, SUPERUSERS, header},
 };
 use crate::options::{PocketBaseOptions, Secret};
-
-/// The collection that superusers are in, since PocketBase 0.23.
-const SUPERUSERS: &str = "_superusers";
 
 /// How a superuser shows who they are.
 #[derive(Clone, Debug)]
@@ -47,12 +44,7 @@ impl Superuser {
         let api = Api::open(url, options)?;
         let (token, name) = match login {
             Login::Password { identity, password } => {
-                let token = api.log_in(SUPERUSERS, identity, password).await;
-                let token = token.map_err(|error| match error {
-                    SourceError::NoCollection { .. } => SourceError::TooOld { url: api.origin() },
-                    other => other,
-                })?;
-                (token, identity.clone())
+                (api.log_in(SUPERUSERS, identity, password).await?, identity.clone())
             }
             Login::Token(token) => (header(token.reveal())?, "a token".into()),
         };

@@ -290,7 +290,11 @@ fn the_last_words_of_a_server_are_told() {
     let said = place.run(&["dev"]);
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(said.stderr.contains("error: nats-server has ended (exit status: 1)"), "{said:?}");
-    assert!(said.stderr.contains("not a directory"), "{said:?}");
+    assert!(said.stderr.contains("its last words:\n") && said.stderr.contains("not a directory"));
+    fs::remove_file(place.bin("nats-server")).unwrap();
+    symlink("/bin/true", place.bin("nats-server")).unwrap();
+    let said = place.run(&["dev", "--nats-server", "bin/nats-server"]);
+    assert!(said.stderr.contains("everything was; it said nothing\nhint: "), "{said:?}");
 }
 
 #[test]

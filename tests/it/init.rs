@@ -562,7 +562,9 @@ fn what_is_missing_or_wrong_is_told_and_nothing_hangs() {
     refused(ended(token.env("PB_NATS_SUPERUSER_TOKEN", "x.y.z"), ""), 1, &["the token"]);
     refused(init.init(&["--user-collection", "no'name"]), 2, &["no'name", "letters"]);
     let unknown = init.init(&["--nats-config", "none.conf"]);
-    refused(unknown, 1, &["none.conf", "No such file"]);
+    refused(unknown, 1, &["none.conf", "No such file", "hint: `--nats-config` is the file"]);
+    let bare = init.run_as(SUPERUSER, &["init", "--yes", "--url", "127.0.0.1:8090"]);
+    refused(bare, 2, &["`url` is not an address", "such as \"http://127.0.0.1:8090\""]);
 
     // On stdin it goes as well, and without nats-server too.
     write(init.path("n.conf"), "port: 4222\npid_file: /run/n.pid\nhttp: \"127.0.0.1:1\"\n");
@@ -590,7 +592,33 @@ fn what_is_missing_or_wrong_is_told_and_nothing_hangs() {
     init.run(&["user", "list"]).success();
 
     pb.stop();
-    refused(init.init(&[]), 1, &["cannot be reached", "is PocketBase running"]);
+    let gone = init.init(&[]);
+    // The layers of a web client in between are nobody's business.
+    assert_eq!(gone.stderr.matches("\ncause: ").count(), 1, "{}", gone.stderr);
+    refused(gone, 1, &["cannot be reached\ncause: Connection refused", "is PocketBase running"]);
+}
+
+/// It has another API, in which nothing is where it is asked for.
+#[test]
+fn a_pocketbase_that_is_too_old_is_told_so() {
+    let address = free_address();
+    let init = Init { dir: TempDir::new().unwrap(), url: format!("http://{address}") };
+    let mut serve = Command::new(tool("pocketbase", Some("0.22.27")));
+    serve.args(["serve", "--http", &address.to_string(), "--dir"]).arg(init.path("pb_data"));
+    let _old = Process::start(serve.stdin(Stdio::null()).stdout(Stdio::null()));
+    eventually("it listens", || TcpStream::connect(address).ok());
+    write(
+        init.path("s.toml"),
+        format!("[pocketbase]\nurl = \"{}\"\nidentity = \"a\"\npassword = \"b\"\n", init.url),
+    );
+    for said in
+        [init.init(&[]), init.run(&["-c", "s.toml", "once"]), init.run(&["-c", "s.toml", "check"])]
+    {
+        let said = said.exits(1);
+        let all = format!("{}{}", said.stdout, said.stderr);
+        assert!(all.contains("is older than 0.23") && all.contains("hint: update"), "{all}");
+    }
+    assert!(!init.path("pb-nats.toml").exists());
 }
 
 /// A view of ours follows the collections; another's is not touched.
