@@ -274,6 +274,7 @@ async fn look(superuser: &Superuser, options: &PocketBaseOptions) -> Result<Ther
             return Err(SourceError::IsView { collection: name.clone() });
         }
     }
+    let all = superuser.collections().await?;
     let service = superuser.collection(SERVICE_COLLECTION).await?;
     let view = match options.export_view.as_str() {
         "" => None,
@@ -294,7 +295,7 @@ async fn look(superuser: &Superuser, options: &PocketBaseOptions) -> Result<Ther
         Some(_) => !superuser.records(&options.user_collection, 1).await?.is_empty(),
         None => false,
     };
-    Ok(There { users, roles, service, view, account, role_names, any_user })
+    Ok(There { all, users, roles, service, view, account, role_names, any_user })
 }
 
 /// The id of the service account. Whatever else is in its collection is not ours.

@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use crate::{auth::Snapshot, options::PocketBaseOptions, tls};
 
 pub use http::Http;
+pub(crate) use inspect::admits_any_account;
 pub use inspect::{Account, Collection, Inspection};
 pub use record::{Field, Schema};
 #[cfg(feature = "sqlite")]

@@ -77,12 +77,16 @@ impl Superuser {
         }
     }
 
+    /// What PocketBase says about all collections; of very many, about the first thousand.
+    pub async fn collections(&self) -> Result<Vec<Value>, SourceError> {
+        let mut url = self.api.url(&["collections"]);
+        url.query_pairs_mut().append_pair("skipTotal", "1").append_pair("perPage", "1000");
+        let answer = self.api.ask(self.api.client.get(url), Some(&self.token)).await?;
+        Ok(answer.of("collections")?.json::<Page>()?.items)
+    }
+
     /// The first so many records of a collection, without an order.
     pub async fn records(&self, collection: &str, most: usize) -> Result<Vec<Value>, SourceError> {
-        #[derive(Deserialize)]
-        struct Page {
-            items: Vec<Value>,
-        }
         let mut url = self.api.url(&["collections", collection, "records"]);
         url.query_pairs_mut()
             .append_pair("skipTotal", "1")
@@ -129,6 +133,11 @@ impl Superuser {
         }
         Ok(answer)
     }
+}
+
+#[derive(Deserialize)]
+struct Page {
+    items: Vec<Value>,
 }
 
 fn json(answer: &Answer) -> Result<Value, SourceError> {

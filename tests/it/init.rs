@@ -296,6 +296,44 @@ fn the_service_account_reads_and_does_nothing_else() {
     }
 }
 
+/// By the app's own rules, of which only a superuser is told.
+#[test]
+fn collections_that_the_service_account_gets_to_like_any_account_are_named() {
+    let pb = Pb::empty(None);
+    let init = Init::of(&pb);
+    for (name, rule) in [
+        ("orders", "@request.auth.id != ''"),
+        ("posts", "public = true || @request.auth.id!=\"\""),
+        ("own", "owner = @request.auth.id"),
+        ("kept", "@request.auth.id != '' && @request.auth.collectionName != 'nats_sync'"),
+    ] {
+        let text = |name: &str| json!({ "name": name, "type": "text" });
+        let fields = json!([{ "name": "public", "type": "bool" }, text("owner")]);
+        let made = json!({ "name": name, "type": "base", "fields": fields, "listRule": rule });
+        pb.ask("POST", "/api/collections", &made);
+        pb.create(name, &json!({ "owner": "somebody" }));
+    }
+    let said = init.init(&[]).success().stdout;
+    let named = said.lines().find(|it| it.starts_with("! rules of ")).unwrap();
+    assert!(named.contains(" `orders`, `posts` admit ") && said.contains("\n  && @request"));
+    let shown = |name: &str| {
+        let path = format!("/api/collections/{name}/records");
+        let token = init.read("pb-nats.token");
+        pb.request("GET", &path, token.trim(), &Value::Null).1["items"] != json!([])
+    };
+    assert_eq!(["orders", "posts", "own", "kept"].map(shown), [true, true, false, false]);
+
+    for (name, rule) in [
+        ("orders", "@request.auth.id != '' && @request.auth.collectionName != 'nats_sync'"),
+        ("posts", "public = true"),
+    ] {
+        let path = format!("/api/collections/{name}");
+        pb.ask("PATCH", &path, &json!({ "listRule": rule }));
+    }
+    let said = init.init(&[]).success().stdout;
+    assert!(!said.contains("! rules of"), "{said}");
+}
+
 /// A role that somebody has and the only one, cannot go; so nobody gets the defaults by its end.
 #[test]
 fn no_user_can_be_left_without_a_role() {
