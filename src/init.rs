@@ -138,6 +138,11 @@ impl InitError {
             InitError::File(ApplyError::Rejected(_)) => {
                 "the main config is as it was; mend what is told, or add the lines by hand".into()
             }
+            InitError::File(ApplyError::MainConfig(_)) => {
+                "`--nats-config` is the file that nats-server is started with (`nats-server -c FILE`); \
+                 without it, the lines are printed that have to be added"
+                    .into()
+            }
             InitError::File(error) => return error.hint().map(str::to_owned),
             InitError::Occupied { .. } => {
                 "run it without `--nats-config`, make records for these users (`pb-nats user add`), \
@@ -269,6 +274,7 @@ async fn look(superuser: &Superuser, options: &PocketBaseOptions) -> Result<Ther
             return Err(SourceError::IsView { collection: name.clone() });
         }
     }
+    let all = superuser.collections().await?;
     let service = superuser.collection(SERVICE_COLLECTION).await?;
     let view = match options.export_view.as_str() {
         "" => None,
@@ -289,7 +295,7 @@ async fn look(superuser: &Superuser, options: &PocketBaseOptions) -> Result<Ther
         Some(_) => !superuser.records(&options.user_collection, 1).await?.is_empty(),
         None => false,
     };
-    Ok(There { users, roles, service, view, account, role_names, any_user })
+    Ok(There { all, users, roles, service, view, account, role_names, any_user })
 }
 
 /// The id of the service account. Whatever else is in its collection is not ours.

@@ -2,7 +2,7 @@
 
 mod commands;
 
-use std::{env, io, path::PathBuf, process::ExitCode};
+use std::{env, io, iter, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
@@ -14,6 +14,7 @@ use pb_nats::{
     reconcile::ReconcileError,
     server::{ServerError, TrialError},
     source::SourceError,
+    status::causes,
     users::UserError,
 };
 use tracing_subscriber::EnvFilter;
@@ -156,13 +157,9 @@ fn report(error: &anyhow::Error) {
 }
 
 fn told(error: &anyhow::Error) -> String {
-    let mut lines = vec![format!("error: {error}")];
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        // Some errors already end with what their source says.
-        if !lines.last().is_some_and(|it| it.ends_with(&cause)) {
-            lines.push(format!("cause: {cause}"));
-        }
-    }
+    let causes = causes(error.as_ref());
+    let called = iter::once("error").chain(iter::repeat("cause"));
+    let mut lines: Vec<_> = called.zip(causes).map(|(it, text)| format!("{it}: {text}")).collect();
     lines.extend(hint(error).map(|it| format!("hint: {it}")));
     lines.join("\n")
 }

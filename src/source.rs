@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use crate::{auth::Snapshot, options::PocketBaseOptions, tls};
 
 pub use http::Http;
+pub(crate) use inspect::admits_any_account;
 pub use inspect::{Account, Collection, Inspection};
 pub use record::{Field, Schema};
 #[cfg(feature = "sqlite")]
@@ -336,12 +337,12 @@ impl SourceError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             SourceError::Settings(_) => {
-                "set `url` and one of `token_file`, `token` or `identity` with its password; \
-                 or only `data_dir`"
+                "set `url`, such as \"http://127.0.0.1:8090\", and one of `token_file`, `token` or \
+                 `identity` with its password; or only `data_dir`"
                     .into()
             }
             SourceError::Credentials(_) => {
-                "the file must hold the token or password alone, and be readable by pb-nats".into()
+                "it must be readable and hold that alone; `pb-nats init` makes the token's".into()
             }
             SourceError::Certificates(_) => {
                 "`ca_file` must be a PEM file; the system's authorities are in the package \

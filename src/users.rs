@@ -25,6 +25,19 @@ use crate::{
 const CHEAP: u32 = 4;
 /// The cost for passwords that people choose; PocketBase's own.
 const USUAL: u32 = 10;
+/// The field that every auth collection has.
+const EMAIL: &str = "email";
+
+/// A user to make.
+#[derive(Clone, Copy, Debug)]
+pub struct NewUser<'a> {
+    /// Their name in NATS.
+    pub name: &'a str,
+    /// Their email, beside the name, where the collection has such a field.
+    pub email: Option<&'a str>,
+    /// Their roles, by name or id.
+    pub roles: &'a [String],
+}
 
 /// A password to store.
 #[derive(Clone, Debug)]
@@ -109,7 +122,7 @@ pub struct ListedRole {
 #[non_exhaustive]
 pub enum UserError {
     /// PocketBase could not be read or changed.
-    #[error("PocketBase could not be asked")]
+    #[error("PocketBase could not be read or changed")]
     PocketBase(#[from] SourceError),
     /// The main config, with the names that are taken, could not be read.
     #[error("the names that nats-server has itself are not known")]
@@ -146,6 +159,20 @@ pub enum UserError {
         /// Those that are there.
         known: Vec<String>,
     },
+    /// The collection wants an email for each user, beside their name.
+    #[error("a user in `{collection}` needs an email")]
+    EmailNeeded {
+        /// The collection.
+        collection: String,
+    },
+    /// An email is given, and the collection has no place for one beside the name.
+    #[error("{}", if *.is_name { format!("in `{collection}` the name is the email") } else { format!("`{collection}` has no field `{EMAIL}`") })]
+    NoEmail {
+        /// The collection.
+        collection: String,
+        /// Whether users are called by their email there.
+        is_name: bool,
+    },
     /// Several roles are given, and the collection holds one.
     #[error("`{field}` holds one role only")]
     OneRole {
@@ -153,7 +180,7 @@ pub enum UserError {
         field: String,
     },
     /// With this record the user would be left out of NATS, so it was not made.
-    #[error("such a user would not be in NATS: {0}")]
+    #[error("such a user would not be in NATS: {}", .0.problem)]
     LeftOut(Box<Finding>),
     /// The password cannot be hashed.
     #[error("the password cannot be hashed")]
@@ -169,6 +196,8 @@ impl UserError {
             | UserError::Exists { .. }
             | UserError::NoRole { .. }
             | UserError::RoleNeeded { .. }
+            | UserError::EmailNeeded { .. }
+            | UserError::NoEmail { .. }
             | UserError::OneRole { .. }
             | UserError::LeftOut(_) => true,
         }
@@ -197,6 +226,10 @@ impl UserError {
                 "give the id of the one that is meant (`pb-nats role list --json`)".into()
             }
             UserError::RoleNeeded { known } => format!("add `--role`; {}", there_are(known)),
+            UserError::EmailNeeded { collection } => format!(
+                "add `--email ADDRESS`; or let `{EMAIL}` of `{collection}` be empty in PocketBase"
+            ),
+            UserError::NoEmail { .. } => "leave `--email` out".into(),
             UserError::OneRole { field } => {
                 format!("give one, or let `{field}` hold several in PocketBase")
             }
@@ -224,14 +257,14 @@ pub fn secret() -> Secret {
     )
 }
 
-/// Makes an active user with these roles, given by name or id.
+/// Makes an active user.
 pub async fn add(
     options: &Options,
     superuser: &Superuser,
-    name: &str,
-    roles: &[String],
+    new: &NewUser<'_>,
     password: &Password,
 ) -> Result<Stored, UserError> {
+    let NewUser { name, email, roles } = *new;
     let mut users = Users::read(options, superuser).await?;
     if let Some(user) = users.snapshot.users.iter().find(|it| it.username == name) {
         return Err(UserError::Exists { name: name.into(), id: user.id.clone() });
@@ -241,8 +274,11 @@ pub async fn add(
 
     let pocketbase = &options.pocketbase;
     let username = pocketbase.username_field.as_str();
-    let username = if users.field(username).is_some() { username } else { "email" };
+    let username = if users.field(username).is_some() { username } else { EMAIL };
     let mut record = users.password(password)?;
+    if let Some(email) = users.email(username, email)? {
+        record[EMAIL] = email.into();
+    }
     record[username] = name.into();
     record[&pocketbase.active_field] = true.into();
     if !roles.is_empty() {
@@ -378,6 +414,23 @@ impl<'a> Users<'a> {
 
     fn field(&self, name: &str) -> Option<&Value> {
         self.collection["fields"].as_array()?.iter().find(|it| it["name"] == name)
+    }
+
+    /// The email to store beside the name, which is in the field `username`.
+    fn email<'b>(
+        &self,
+        username: &str,
+        given: Option<&'b str>,
+    ) -> Result<Option<&'b str>, UserError> {
+        let collection = || self.options.pocketbase.user_collection.clone();
+        let is_name = username == EMAIL;
+        match (self.field(EMAIL).filter(|_| !is_name), given) {
+            (None, Some(_)) => Err(UserError::NoEmail { collection: collection(), is_name }),
+            (Some(field), None) if field["required"] == true => {
+                Err(UserError::EmailNeeded { collection: collection() })
+            }
+            (_, given) => Ok(given),
+        }
     }
 
     /// Whether PocketBase hashes passwords itself.

@@ -214,7 +214,7 @@ impl Problem {
         Problem { status: StatusCode::BAD_REQUEST, why, hint }
     }
 
-    fn unread(error: &dyn std::error::Error, hint: Option<String>) -> Problem {
+    fn unread(error: &(dyn std::error::Error + 'static), hint: Option<String>) -> Problem {
         Problem { status: StatusCode::SERVICE_UNAVAILABLE, why: chain(error), hint }
     }
 }

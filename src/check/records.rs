@@ -4,9 +4,8 @@ use super::Line;
 use crate::{auth::counted, reconcile::Plan};
 
 pub(super) fn look(plan: &Plan, lines: &mut Vec<Line>) {
-    let (users, roles) = (plan.desired.users.len(), plan.desired.roles.len());
-    let (users, roles) = (counted(users, "user"), counted(roles, "role"));
-    lines.push(Line::good("records.served", format!("{users}, {roles} in use as they are")));
+    let users = counted(plan.desired.users.len(), "user");
+    lines.push(Line::good("records.served", format!("by what they say, {users} may log in")));
     for it in &plan.findings {
         let value = if it.value.is_empty() { String::new() } else { format!(" {}", it.value) };
         let text = format!(

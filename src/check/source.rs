@@ -10,7 +10,7 @@ use crate::{
     auth::Grant,
     options::{Options, PocketBaseOptions},
     reconcile::{Plan, ReconcileError},
-    source::{Account, Collection, Inspection, PocketBase, SourceError},
+    source::{Account, Collection, Inspection, PocketBase, SourceError, admits_any_account},
     status::chain,
 };
 
@@ -127,11 +127,7 @@ fn rules(settings: &PocketBaseOptions, inspection: &Inspection, lines: &mut Vec<
     }
     for (name, collection) in &collections {
         let Some(collection) = collection else { continue };
-        let any_account = |it: &Option<String>| {
-            let rule = it.as_deref().unwrap_or_default();
-            let bare: String = rule.chars().filter(|it| !it.is_whitespace()).collect();
-            matches!(&*bare, "@request.auth.id!=\"\"" | "@request.auth.id!=''")
-        };
+        let any_account = |it: &Option<String>| it.as_deref().is_some_and(admits_any_account);
         if any_account(&collection.list_rule) || any_account(&collection.view_rule) {
             lines.push(Line::doubtful(
                 "rules.any_account",

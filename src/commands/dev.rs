@@ -20,7 +20,7 @@ use pb_nats::{
     init::{self, Wanted},
     options::Secret,
     source::{Login, SourceError, Superuser},
-    users::{self, Password},
+    users::{self, NewUser, Password},
 };
 use serde_json::json;
 use tokio::{process::Command, time};
@@ -92,7 +92,7 @@ pub(crate) enum DevError {
     #[error("{name} does not listen at {address}")]
     Slow { name: &'static str, address: SocketAddr, log: PathBuf },
     /// A server has ended by itself, and so all were ended.
-    #[error("{name} has ended ({status}), and so everything was; its last words:\n  {last_words}")]
+    #[error("{name} has ended ({status}), and so everything was; {last_words}")]
     Ended { name: &'static str, status: ExitStatus, last_words: String, log: PathBuf },
 }
 
@@ -261,7 +261,8 @@ async fn set_up(
         let superuser = log_in(folder, &options, &password).await?;
         let secret = users::secret();
         let generated = Password::Generated(secret.clone());
-        users::add(&options, &superuser, USER, &[ROLE.to_owned()], &generated).await?;
+        let new = NewUser { name: USER, email: None, roles: &[ROLE.to_owned()] };
+        users::add(&options, &superuser, &new, &generated).await?;
         user = Some(secret);
     }
 

@@ -88,7 +88,10 @@ pub(crate) async fn explain(cli: &Cli, arguments: &Explain) -> anyhow::Result<Ex
     let Some(user) = explain.user(name) else {
         return Err(Usage {
             problem: format!("there is no user {name:?} in {}", options.pocketbase.user_collection),
-            hint: explain.similar(name).map(|it| format!("did you mean {it:?}?")),
+            hint: Some(match explain.similar(name) {
+                Some(it) => format!("did you mean {it:?}?"),
+                None => "`pb-nats user list` shows them all; names are case-sensitive".into(),
+            }),
         }
         .into());
     };

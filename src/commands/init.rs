@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use pb_nats::{
     Options,
-    init::{self, Plan, Wanted},
+    init::{self, Plan, Step, Wanted},
 };
 use serde_json::json;
 
@@ -180,7 +180,7 @@ fn noted(plan: &Plan) -> String {
 }
 
 fn tell(arguments: &Init, plan: &Plan, done: &[String]) -> anyhow::Result<ExitCode> {
-    let undo: Vec<String> = plan.steps.iter().rev().filter_map(init::Step::undo).collect();
+    let undo: Vec<String> = plan.steps.iter().rev().filter_map(Step::undo).collect();
     if arguments.json {
         let told = json!({
             "done": done, "notes": plan.notes, "undo": undo, "main_config_lines": plan.lines,
@@ -209,7 +209,13 @@ fn tell(arguments: &Init, plan: &Plan, done: &[String]) -> anyhow::Result<ExitCo
         for undo in &undo {
             let _ = writeln!(text, "  - {undo}");
         }
-        text += "\nNext: restart nats-server once, then `pb-nats check` and `pb-nats run`.\n";
+        let beside = |it: &Step| matches!(it, Step::AuthFile(_) | Step::MainConfig { .. });
+        let restart = if plan.steps.iter().any(beside) { "restart nats-server once, " } else { "" };
+        let _ = writeln!(
+            text,
+            "\nNext: {restart}make a user (`pb-nats user add NAME --role ROLE --generate`), then \
+             `pb-nats check` and `pb-nats run`."
+        );
     }
     print(&text)
 }

@@ -1,15 +1,16 @@
 //! `pb-nats user …` and `pb-nats role …`.
 
-use std::{fmt::Write as _, process::ExitCode};
+use std::{env, fmt::Write as _, process::ExitCode};
 
 use pb_nats::{
-    options::Secret,
-    users::{self, Kind, Listed, ListedRole, Password, State, Stored},
+    Options,
+    options::{OptionsError, Secret},
+    users::{self, Kind, Listed, ListedRole, NewUser, Password, State, Stored},
 };
 use serde_json::{Value, json};
 
 use super::{
-    complain, options, password_from_stdin, print,
+    complain, password_from_stdin, print,
     superuser::{SuperuserArguments, interactive},
 };
 use crate::Cli;
@@ -41,6 +42,9 @@ pub(crate) struct Add {
     /// A role, by name or id; may be given several times
     #[arg(long = "role", value_name = "ROLE")]
     roles: Vec<String>,
+    /// The user's email, where the collection has one beside the name
+    #[arg(long, value_name = "ADDRESS")]
+    email: Option<String>,
     #[command(flatten)]
     change: Change,
 }
@@ -79,7 +83,7 @@ pub(crate) struct List {
 }
 
 pub(crate) async fn user(cli: &Cli, command: &User) -> anyhow::Result<ExitCode> {
-    let options = options(cli)?;
+    let options = settings(cli)?;
     let (name, change) = match command {
         User::Add(add) => (&add.name, &add.change),
         User::Passwd(passwd) => (&passwd.name, &passwd.change),
@@ -93,7 +97,10 @@ pub(crate) async fn user(cli: &Cli, command: &User) -> anyhow::Result<ExitCode> 
     pocketbase.url = pocketbase.url.or_else(|| change.url.clone());
     let superuser = change.superuser.log_in(&pocketbase).await?;
     let stored = match command {
-        User::Add(add) => users::add(&options, &superuser, name, &add.roles, &password).await?,
+        User::Add(Add { email, roles, .. }) => {
+            let new = NewUser { name, email: email.as_deref(), roles };
+            users::add(&options, &superuser, &new, &password).await?
+        }
         User::Passwd(_) | User::List(_) => {
             users::set_password(&options, &superuser, name, &password).await?
         }
@@ -103,8 +110,13 @@ pub(crate) async fn user(cli: &Cli, command: &User) -> anyhow::Result<ExitCode> 
 
 pub(crate) async fn role(cli: &Cli, command: &Role) -> anyhow::Result<ExitCode> {
     let Role::List(list) = command;
-    let roles = users::list_roles(&options(cli)?).await?;
+    let roles = users::list_roles(&settings(cli)?).await?;
     if list.json { print_json(&json!(roles)) } else { print(&roles_table(&roles)) }
+}
+
+/// What there is to note is about servers and files, of which these commands need none.
+fn settings(cli: &Cli) -> Result<Options, OptionsError> {
+    Options::load(cli.config.as_deref(), env::vars_os())
 }
 
 impl Change {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     options::PocketBaseOptions,
-    source::{Schema, SourceError, view::export_view_query},
+    source::{Schema, SourceError, admits_any_account, view::export_view_query},
 };
 
 /// The auth collection of the service account.
@@ -62,6 +62,8 @@ pub enum Change {
 /// What is in PocketBase, as far as it matters here. `None`: it is not there.
 #[derive(Clone, Debug, Default)]
 pub(super) struct There {
+    /// Every collection.
+    pub(super) all: Vec<Value>,
     pub(super) users: Option<Value>,
     pub(super) roles: Option<Value>,
     pub(super) service: Option<Value>,
@@ -122,6 +124,7 @@ pub(super) fn missing(
         changes.extend(view(options, there, query)?);
     }
     changes.extend(starter_roles(options, there, &users));
+    notes.extend(admitting(options, &there.all));
     Ok((changes, notes))
 }
 
@@ -328,6 +331,25 @@ fn deaf(collection: &Value) -> Option<String> {
 /// Whether both collections tell their changes to the service account.
 pub(super) fn is_told(there: &There) -> bool {
     [&there.users, &there.roles].into_iter().flatten().all(|it| deaf(it).is_none())
+}
+
+/// Collections of others that the service account gets to, like any account.
+fn admitting(options: &PocketBaseOptions, all: &[Value]) -> Option<String> {
+    let PocketBaseOptions { user_collection, role_collection, export_view, .. } = options;
+    let ours = [user_collection, role_collection, export_view, SERVICE_COLLECTION];
+    let rules = ["listRule", "viewRule", "createRule", "updateRule", "deleteRule"];
+    let admits =
+        |it: &&Value| rules.iter().any(|rule| it[*rule].as_str().is_some_and(admits_any_account));
+    let names = all.iter().filter(admits).filter_map(|it| it["name"].as_str());
+    let names: Vec<_> = names.filter(|it| !ours.contains(it)).map(|it| format!("`{it}`")).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "rules of {} admit whoever has any account, and so pb-nats's own, whose token is in a \
+             file; add to each of these rules\n  && @request.auth.collectionName != \
+             '{SERVICE_COLLECTION}'",
+            names.join(", "),
+        )
+    })
 }
 
 /// A rule by which others than superusers may write.

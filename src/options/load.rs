@@ -299,11 +299,13 @@ impl OptionsError {
     pub fn hint(&self) -> Option<String> {
         match self {
             OptionsError::Missing { .. } => Some(
-                "write `pb-nats.toml` with at least `[pocketbase]`, `url = \"http://…\"` and \
+                "`pb-nats init` makes `pb-nats.toml`; or write it with at least `[pocketbase]`, `url = \"http://…\"` and \
                  `token_file = \"…\"`, or give its path with `--config`"
                     .into(),
             ),
-            OptionsError::Unreadable(_) => None,
+            OptionsError::Unreadable(_) => {
+                Some("give the path of a settings file that pb-nats may read".into())
+            }
             OptionsError::Syntax { place, .. } => place
                 .position
                 .map(|_| "settings are written `key = \"value\"` below their `[section]`".into()),

@@ -16,6 +16,9 @@ use crate::{
     tls,
 };
 
+/// The collection that superusers are in, since PocketBase 0.23.
+pub(super) const SUPERUSERS: &str = "_superusers";
+
 /// The address, and how to talk to it.
 #[derive(Clone, Debug)]
 pub(super) struct Api {
@@ -124,6 +127,9 @@ impl Api {
             (StatusCode::OK, _) => answer.token(),
             (StatusCode::UNAUTHORIZED, _) if answer.json::<SecondFactor>().is_ok() => {
                 Err(SourceError::SecondFactor)
+            }
+            (StatusCode::NOT_FOUND, Some(_)) if collection == SUPERUSERS => {
+                Err(SourceError::TooOld { url: self.origin() })
             }
             (StatusCode::NOT_FOUND, Some(_)) => {
                 Err(SourceError::NoCollection { collection: collection.to_owned() })

@@ -93,6 +93,15 @@ pub struct Shape {
     pub collection_id: String,
 }
 
+/// Whether a rule admits whoever has an account, of whatever collection: ours among them.
+///
+/// What a rule with brackets amounts to is not worked out.
+pub(crate) fn admits_any_account(rule: &str) -> bool {
+    let bare: String = rule.chars().filter(|it| !it.is_whitespace()).collect();
+    let any = |it: &str| matches!(it, "@request.auth.id!=\"\"" | "@request.auth.id!=''");
+    !bare.contains('(') && bare.split("||").any(any)
+}
+
 impl PocketBase {
     /// How PocketBase is set up, as far as it tells. Nothing is written to find out.
     ///

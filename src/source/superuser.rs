@@ -6,12 +6,9 @@ use serde_json::Value;
 
 use super::{
     SourceError,
-    api::{Answer, Api, header},
+    api::{Answer, Api, SUPERUSERS, header},
 };
 use crate::options::{PocketBaseOptions, Secret};
-
-/// The collection that superusers are in, since PocketBase 0.23.
-const SUPERUSERS: &str = "_superusers";
 
 /// How a superuser shows who they are.
 #[derive(Clone, Debug)]
@@ -47,12 +44,7 @@ impl Superuser {
         let api = Api::open(url, options)?;
         let (token, name) = match login {
             Login::Password { identity, password } => {
-                let token = api.log_in(SUPERUSERS, identity, password).await;
-                let token = token.map_err(|error| match error {
-                    SourceError::NoCollection { .. } => SourceError::TooOld { url: api.origin() },
-                    other => other,
-                })?;
-                (token, identity.clone())
+                (api.log_in(SUPERUSERS, identity, password).await?, identity.clone())
             }
             Login::Token(token) => (header(token.reveal())?, "a token".into()),
         };
@@ -85,12 +77,16 @@ impl Superuser {
         }
     }
 
+    /// What PocketBase says about all collections; of very many, about the first thousand.
+    pub async fn collections(&self) -> Result<Vec<Value>, SourceError> {
+        let mut url = self.api.url(&["collections"]);
+        url.query_pairs_mut().append_pair("skipTotal", "1").append_pair("perPage", "1000");
+        let answer = self.api.ask(self.api.client.get(url), Some(&self.token)).await?;
+        Ok(answer.of("collections")?.json::<Page>()?.items)
+    }
+
     /// The first so many records of a collection, without an order.
     pub async fn records(&self, collection: &str, most: usize) -> Result<Vec<Value>, SourceError> {
-        #[derive(Deserialize)]
-        struct Page {
-            items: Vec<Value>,
-        }
         let mut url = self.api.url(&["collections", collection, "records"]);
         url.query_pairs_mut()
             .append_pair("skipTotal", "1")
@@ -137,6 +133,11 @@ impl Superuser {
         }
         Ok(answer)
     }
+}
+
+#[derive(Deserialize)]
+struct Page {
+    items: Vec<Value>,
 }
 
 fn json(answer: &Answer) -> Result<Value, SourceError> {

@@ -304,8 +304,38 @@ fn every_command_in_the_book_is_run_or_says_why_not() {
         for block in blocks(&text).into_iter().filter(|it| it.language == "sh") {
             let marked = block.before.trim().starts_with("<!-- not run here: ");
             assert!(marked, "docs/{page}:{}: neither run nor marked", block.line);
+            let read = Command::new("bash").args(["-n", "-c", &block.text]).status().unwrap();
+            assert!(read.success(), "docs/{page}:{}: no shell would take this", block.line);
+            for word in block.text.split_whitespace().filter(|it| it.starts_with("dist/")) {
+                assert!(Path::new(word).exists(), "docs/{page}:{}: no {word}", block.line);
+            }
         }
     }
+}
+
+/// In the text as in the blocks, and down to the last flag.
+#[test]
+fn every_command_that_the_book_names_is_one() {
+    let mut tried = 0;
+    let pages = pages().into_iter().filter(|it| it != "commands.md");
+    for page in pages.map(|it| format!("docs/{it}")).chain(["README.md".into()]) {
+        let text = fs::read_to_string(&page).unwrap();
+        let quoted = text.lines().flat_map(|it| it.split('`').skip(1).step_by(2));
+        let blocks = blocks(&text);
+        let typed = blocks.iter().flat_map(|it| it.text.lines());
+        let typed = typed.map(|it| it.trim_start_matches("$ ").trim_end_matches([' ', '&']));
+        for command in quoted.chain(typed) {
+            let Some(words) = command.strip_prefix("pb-nats ") else { continue };
+            let words = words.split(" # ").next().unwrap();
+            let words = shlex::split(words).expect("a shell would take it");
+            // Only if all before it is understood is this answered.
+            let help = Command::new(PB_NATS).args(&words).arg("--help").output().unwrap();
+            let said = String::from_utf8_lossy(&help.stderr);
+            assert!(help.status.success(), "{page}: {command}\n{said}");
+            tried += 1;
+        }
+    }
+    assert!(tried > 80, "{tried} commands");
 }
 
 /// The pages that the summary names, and it names all there are.

@@ -201,13 +201,18 @@ fn no_settings_at_all_is_told_with_where_they_were_looked_for() {
         return;
     }
     let ended = call(&["plan"]).end();
-    ended.refused(&["`pb-nats.toml`", "`/etc/pb-nats/pb-nats.toml`", "hint: ", "--config"]);
+    ended.refused(&[
+        "`pb-nats.toml`",
+        "`/etc/pb-nats/pb-nats.toml`",
+        "hint: `pb-nats init`",
+        "--config",
+    ]);
 }
 
 #[test]
 fn a_missing_settings_file_is_named_once() {
     let ended = call(&["plan", "-c", "there/is/none.toml"]).end();
-    ended.refused(&["\ncause: ", "there/is/none.toml", "No such file"]);
+    ended.refused(&["\ncause: ", "there/is/none.toml", "No such file", "hint: "]);
     assert_eq!(ended.stderr.matches("none.toml").count(), 1, "{}", ended.stderr);
 }
 

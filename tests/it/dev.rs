@@ -3,14 +3,17 @@
 use std::{
     fs,
     net::{SocketAddr, TcpListener},
-    os::unix::fs::{PermissionsExt as _, symlink},
+    os::unix::{
+        fs::{PermissionsExt as _, symlink},
+        process::CommandExt as _,
+    },
     path::{Path, PathBuf},
     process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use rustix::process::{Pid, kill_process};
+use rustix::process::{Pid, kill_process, kill_process_group};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -72,7 +75,7 @@ impl Place {
         }
         let mut command = Command::new(program);
         command.current_dir(self.dir.path()).env_clear().env("PATH", self.dir.path().join("bin"));
-        command.env("TMPDIR", self.dir.path()).args(arguments);
+        command.env("TMPDIR", self.dir.path()).args(arguments).process_group(0);
         command
     }
 
@@ -81,9 +84,13 @@ impl Place {
     }
 
     fn start(&self, more: &[&str]) -> Stage {
+        self.started(&mut self.command(&[&["dev"], more].concat()))
+    }
+
+    fn started(&self, command: &mut Command) -> Stage {
         let new = !self.folder().exists();
         let running = eventually("nobody else takes a port meanwhile", || {
-            let running = Running::start(&mut self.command(&[&["dev"], more].concat()));
+            let running = Running::start(command);
             let says = |what: &str| running.lines().iter().any(|it| it.contains(what));
             eventually("it is up, or has ended", || {
                 let up = says("Ctrl-C ends it all.");
@@ -154,13 +161,20 @@ impl Stage {
     }
 
     /// Asserts that it ends well by this signal, and everything with it.
+    ///
+    /// As a terminal does, the signal goes to the whole group, to which the servers are not to belong.
     fn ends(self, signal: Signal) {
         let children = self.children();
-        self.running.signal(signal);
+        let group = Pid::from_raw(self.running.pid().cast_signed()).unwrap();
+        kill_process_group(group, signal).unwrap();
         let status = self.running.ended(SOON).expect("it ends");
         assert!(status.success(), "{status}\n{}", self.running.lines().join("\n"));
         for pid in children {
             assert_eq!(program(pid), None, "{pid} is still there");
+        }
+        // It was asked, not killed. With a folder that is gone nobody can look.
+        if let Ok(log) = fs::read_to_string(self.folder.join("nats-server.log")) {
+            assert!(log.trim_end().ends_with("Server Exiting.."), "{log}");
         }
     }
 }
@@ -252,11 +266,11 @@ fn a_second_start_keeps_what_is_there_and_takes_other_ports_if_it_must() {
 fn a_second_one_in_the_folder_is_refused_and_the_first_stays() {
     let place = Place::new();
     let stage = place.start(&[]);
-    let said = place.run(&["dev"]);
-    assert_eq!(said.code, Some(1));
+    let second = Running::start(&mut place.command(&["dev"]));
+    assert_eq!(second.ended(SOON).expect("it does not stay").code(), Some(1));
     let pid = stage.running.pid().to_string();
-    assert!(said.stderr.contains("at work in") && said.stderr.contains(&pid), "{}", said.stderr);
-    assert!(said.stderr.contains("hint: "), "{}", said.stderr);
+    second.wait_for(|it| it.contains("at work in") && it.contains(&pid));
+    second.wait_for(|it| it.starts_with("hint: "));
     let example = stage.example.clone().unwrap();
     assert!(stage.accepts("example", &example));
     stage.ends(Signal::INT);
@@ -279,6 +293,22 @@ fn a_server_that_dies_ends_everything_and_is_named() {
     }
 }
 
+/// What is meant for pb-nats is neither followed nor passed on.
+#[test]
+#[cfg(target_os = "linux")]
+fn what_the_environment_has_for_others_stays_with_us() {
+    let place = Place::new();
+    let mut dev = place.command(&["dev"]);
+    dev.env("PB_NATS_POCKETBASE_TOKEN", "t0ps3cret").env("PB_NATS_NATS_SYSTEM_URL", "nats://far");
+    let stage = place.started(&mut dev);
+    for pid in stage.children() {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap();
+        let environment = String::from_utf8_lossy(&environment).into_owned();
+        assert!(environment.contains("TMPDIR=") && !environment.contains("PB_NATS_"));
+    }
+    stage.ends(Signal::INT);
+}
+
 /// A program that ends at once has said why.
 #[test]
 fn the_last_words_of_a_server_are_told() {
@@ -290,7 +320,11 @@ fn the_last_words_of_a_server_are_told() {
     let said = place.run(&["dev"]);
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(said.stderr.contains("error: nats-server has ended (exit status: 1)"), "{said:?}");
-    assert!(said.stderr.contains("not a directory"), "{said:?}");
+    assert!(said.stderr.contains("its last words:\n") && said.stderr.contains("not a directory"));
+    fs::remove_file(place.bin("nats-server")).unwrap();
+    symlink("/bin/true", place.bin("nats-server")).unwrap();
+    let said = place.run(&["dev", "--nats-server", "bin/nats-server"]);
+    assert!(said.stderr.contains("everything was; it said nothing\nhint: "), "{said:?}");
 }
 
 #[test]
@@ -346,9 +380,9 @@ fn what_others_made_is_left_alone() {
         let place = Place::new();
         fs::create_dir(place.folder()).unwrap();
         write(place.folder().join(name), "mine");
-        let said = place.run(&["dev"]);
-        assert_eq!(said.code, Some(1));
-        assert!(said.stderr.contains("was not made by `pb-nats dev`"), "{}", said.stderr);
+        let running = Running::start(&mut place.command(&["dev"]));
+        assert_eq!(running.ended(SOON).expect("it does not stay").code(), Some(1));
+        running.wait_for(|it| it.contains("was not made by `pb-nats dev`"));
         let all: Vec<_> = fs::read_dir(place.folder()).unwrap().collect();
         assert_eq!(all.len(), 1, "nothing was made beside {name}");
     }

@@ -296,6 +296,44 @@ fn the_service_account_reads_and_does_nothing_else() {
     }
 }
 
+/// By the app's own rules, of which only a superuser is told.
+#[test]
+fn collections_that_the_service_account_gets_to_like_any_account_are_named() {
+    let pb = Pb::empty(None);
+    let init = Init::of(&pb);
+    for (name, rule) in [
+        ("orders", "@request.auth.id != ''"),
+        ("posts", "public = true || @request.auth.id!=\"\""),
+        ("own", "owner = @request.auth.id"),
+        ("kept", "@request.auth.id != '' && @request.auth.collectionName != 'nats_sync'"),
+    ] {
+        let text = |name: &str| json!({ "name": name, "type": "text" });
+        let fields = json!([{ "name": "public", "type": "bool" }, text("owner")]);
+        let made = json!({ "name": name, "type": "base", "fields": fields, "listRule": rule });
+        pb.ask("POST", "/api/collections", &made);
+        pb.create(name, &json!({ "owner": "somebody" }));
+    }
+    let said = init.init(&[]).success().stdout;
+    let named = said.lines().find(|it| it.starts_with("! rules of ")).unwrap();
+    assert!(named.contains(" `orders`, `posts` admit ") && said.contains("\n  && @request"));
+    let shown = |name: &str| {
+        let path = format!("/api/collections/{name}/records");
+        let token = init.read("pb-nats.token");
+        pb.request("GET", &path, token.trim(), &Value::Null).1["items"] != json!([])
+    };
+    assert_eq!(["orders", "posts", "own", "kept"].map(shown), [true, true, false, false]);
+
+    for (name, rule) in [
+        ("orders", "@request.auth.id != '' && @request.auth.collectionName != 'nats_sync'"),
+        ("posts", "public = true"),
+    ] {
+        let path = format!("/api/collections/{name}");
+        pb.ask("PATCH", &path, &json!({ "listRule": rule }));
+    }
+    let said = init.init(&[]).success().stdout;
+    assert!(!said.contains("! rules of"), "{said}");
+}
+
 /// A role that somebody has and the only one, cannot go; so nobody gets the defaults by its end.
 #[test]
 fn no_user_can_be_left_without_a_role() {
@@ -562,7 +600,9 @@ fn what_is_missing_or_wrong_is_told_and_nothing_hangs() {
     refused(ended(token.env("PB_NATS_SUPERUSER_TOKEN", "x.y.z"), ""), 1, &["the token"]);
     refused(init.init(&["--user-collection", "no'name"]), 2, &["no'name", "letters"]);
     let unknown = init.init(&["--nats-config", "none.conf"]);
-    refused(unknown, 1, &["none.conf", "No such file"]);
+    refused(unknown, 1, &["none.conf", "No such file", "hint: `--nats-config` is the file"]);
+    let bare = init.run_as(SUPERUSER, &["init", "--yes", "--url", "127.0.0.1:8090"]);
+    refused(bare, 2, &["`url` is not an address", "such as \"http://127.0.0.1:8090\""]);
 
     // On stdin it goes as well, and without nats-server too.
     write(init.path("n.conf"), "port: 4222\npid_file: /run/n.pid\nhttp: \"127.0.0.1:1\"\n");
@@ -590,7 +630,33 @@ fn what_is_missing_or_wrong_is_told_and_nothing_hangs() {
     init.run(&["user", "list"]).success();
 
     pb.stop();
-    refused(init.init(&[]), 1, &["cannot be reached", "is PocketBase running"]);
+    let gone = init.init(&[]);
+    // The layers of a web client in between are nobody's business.
+    assert_eq!(gone.stderr.matches("\ncause: ").count(), 1, "{}", gone.stderr);
+    refused(gone, 1, &["cannot be reached\ncause: Connection refused", "is PocketBase running"]);
+}
+
+/// It has another API, in which nothing is where it is asked for.
+#[test]
+fn a_pocketbase_that_is_too_old_is_told_so() {
+    let address = free_address();
+    let init = Init { dir: TempDir::new().unwrap(), url: format!("http://{address}") };
+    let mut serve = Command::new(tool("pocketbase", Some("0.22.27")));
+    serve.args(["serve", "--http", &address.to_string(), "--dir"]).arg(init.path("pb_data"));
+    let _old = Process::start(serve.stdin(Stdio::null()).stdout(Stdio::null()));
+    eventually("it listens", || TcpStream::connect(address).ok());
+    write(
+        init.path("s.toml"),
+        format!("[pocketbase]\nurl = \"{}\"\nidentity = \"a\"\npassword = \"b\"\n", init.url),
+    );
+    for said in
+        [init.init(&[]), init.run(&["-c", "s.toml", "once"]), init.run(&["-c", "s.toml", "check"])]
+    {
+        let said = said.exits(1);
+        let all = format!("{}{}", said.stdout, said.stderr);
+        assert!(all.contains("is older than 0.23") && all.contains("hint: update"), "{all}");
+    }
+    assert!(!init.path("pb-nats.toml").exists());
 }
 
 /// A view of ours follows the collections; another's is not touched.

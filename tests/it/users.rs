@@ -125,6 +125,50 @@ fn users_are_made_in_collections_of_every_kind() {
     }
 }
 
+/// An app's own `users`, whom PocketBase does not take without an email.
+#[test]
+fn who_needs_an_email_is_given_one() {
+    for version in VERSIONS {
+        let mut pb = Pb::empty(version);
+        pb.create_collections(Users::Auth, Optional::Absent);
+        let users = pb.ask("GET", "/api/collections/nats_users", &Value::Null);
+        let mut fields = users["fields"].clone();
+        let email = fields.as_array_mut().unwrap().iter_mut().find(|it| it["name"] == "email");
+        email.unwrap()["required"] = true.into();
+        pb.ask("PATCH", "/api/collections/nats_users", &json!({ "fields": fields }));
+        pb.role("r", &["a"], &["a"]);
+        let init = Init::of(&pb);
+        init.init(&[]).success();
+
+        let add = |more: &[&str]| {
+            user(&init, &[&["add", "ann", "--role", "r", "--generate"], more].concat(), "")
+        };
+        let refused = add(&[]).exits(2);
+        assert!(refused.stderr.contains("error: a user in `nats_users` needs an email\n"));
+        assert!(refused.stderr.contains("hint: add `--email ADDRESS`"), "{}", refused.stderr);
+        let wrong = add(&["--email", "nonsense"]).exits(1);
+        assert!(wrong.stderr.contains("email"), "{}", wrong.stderr);
+        let made = add(&["--email", "ann@example.com"]).success();
+        assert!(lets_in(&init, "ann", made.stdout.trim()), "{version:?}");
+        let records = pb.ask("GET", "/api/collections/nats_users/records", &Value::Null);
+        assert_eq!(records["items"][0]["email"], "ann@example.com", "{version:?}");
+        assert_eq!(records["totalItems"], 1);
+    }
+    for (kind, name, told) in [
+        (Users::Text, "ann", "`nats_users` has no field `email`"),
+        (Users::AuthByEmail, "ann@example.com", "in `nats_users` the name is the email"),
+    ] {
+        let pb = Pb::with(kind, Optional::Absent);
+        pb.role("r", &["a"], &["a"]);
+        let init = Init::of(&pb);
+        init.init(&[]).success();
+        let email = ["add", name, "--role", "r", "--generate", "--email", "ann@example.com"];
+        let refused = user(&init, &email, "").exits(2);
+        assert!(refused.stderr.contains(told) && refused.stderr.contains("hint: leave `--email`"));
+        assert_eq!(listed(&init), [] as [Value; 0]);
+    }
+}
+
 #[test]
 fn names_may_be_odd_but_not_of_no_use_to_nats() {
     let pb = Pb::empty(None);
@@ -152,6 +196,7 @@ fn names_may_be_odd_but_not_of_no_use_to_nats() {
         let refused = user(&init, &["add", name, "--role", "observer", "--generate"], "").exits(2);
         assert!(refused.stderr.contains(told), "{name}: {}", refused.stderr);
         assert!(refused.stderr.contains("\nhint: ") && refused.stdout.is_empty());
+        assert!(refused.stderr.matches("choose another name").count() < 2, "told once");
     }
     assert_eq!(users(), odd.len());
     let table = init.run(&["user", "list"]).success().stdout;

@@ -69,6 +69,8 @@ pub(crate) fn ci() -> Result<()> {
         "documentation",
         cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"),
     )?;
+    install(&["systemd-analyze"], &["systemd"]);
+    step("what is handed out", cargo().args(["xtask", "dist"]))?;
     step("demo", cargo().args(["xtask", "demo", "--check"]))?;
     install(&["chromium", "chromedriver"], &["chromium", "chromium-driver"]);
     step("page, metrics and alert rules", cargo().args(["xtask", "browser"]))?;

@@ -10,6 +10,7 @@
 mod browser;
 mod cargo;
 mod demo;
+mod dist;
 mod faults;
 mod package;
 #[path = "../../tests/it/support.rs"]
@@ -39,6 +40,8 @@ enum Task {
     },
     /// Break everything that can break, and see whether the promises hold.
     Faults(faults::Faults),
+    /// Look at the files in `dist/`: container and Kubernetes files by their schemas, the unit by systemd.
+    Dist,
     /// Show the status page to Chromium, and metrics and alert rules to Prometheus' promtool.
     Browser,
     /// All that has to hold before a change is merged.
@@ -87,6 +90,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo { check } => demo::run(check),
         Task::Test { arguments } => cargo::test(&arguments),
         Task::Faults(arguments) => faults::run(&arguments),
+        Task::Dist => dist::run(),
         Task::Browser => browser::run(),
         Task::Ci => cargo::ci(),
         Task::Docs { check } => cargo::docs(check),

@@ -145,7 +145,10 @@ impl Server {
         // In the terminal they are to be text and nothing else.
         let lines = said.lines().map(|it| it.replace(char::is_control, " "));
         let lines: Vec<String> = lines.filter(|it| !it.trim().is_empty()).collect();
-        let last_words = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n  ");
+        let last_words = match &lines[lines.len().saturating_sub(LAST_LINES)..] {
+            [] => "it said nothing".into(),
+            last => format!("its last words:\n  {}", last.join("\n  ")),
+        };
         DevError::Ended { name: self.name, status, last_words, log: self.log.clone() }
     }
 
