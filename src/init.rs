@@ -21,7 +21,7 @@ use crate::{
     Source as _,
     apply::{Adopt, ApplyError, AuthFile, Existing, add_to_main_config, place},
     options::{Options, PocketBaseOptions},
-    source::{PocketBase, SourceError, Superuser},
+    source::{PocketBase, STATUS_COLLECTION, SourceError, Superuser},
 };
 
 use self::schema::There;
@@ -175,7 +175,7 @@ pub async fn plan(wanted: &Wanted, superuser: Superuser) -> Result<Plan, InitErr
         let text = files::settings(&mut options, path, &there)?;
         steps.push(Step::Settings { path: path.clone(), text });
     }
-    let needs_token = options.pocketbase.data_dir.is_none();
+    let needs_token = options.pocketbase.data_dir.is_none() || options.pocketbase.write_status;
     if let Some(path) = options.pocketbase.token_file.clone().filter(|_| needs_token) {
         let token = fs::read_to_string(&path).unwrap_or_default();
         if !superuser.accepts(token.trim()).await? {
@@ -280,6 +280,8 @@ async fn look(superuser: &Superuser, options: &PocketBaseOptions) -> Result<Ther
         "" => None,
         name => superuser.collection(name).await?,
     };
+    let status =
+        if options.write_status { superuser.collection(STATUS_COLLECTION).await? } else { None };
     let account = match service {
         Some(_) => service_account(superuser).await?.is_some(),
         None => false,
@@ -295,7 +297,7 @@ async fn look(superuser: &Superuser, options: &PocketBaseOptions) -> Result<Ther
         Some(_) => !superuser.records(&options.user_collection, 1).await?.is_empty(),
         None => false,
     };
-    Ok(There { all, users, roles, service, view, account, role_names, any_user })
+    Ok(There { all, users, roles, service, view, status, account, role_names, any_user })
 }
 
 /// The id of the service account. Whatever else is in its collection is not ours.
@@ -431,7 +433,7 @@ impl fmt::Display for Change {
             Change::Account => write!(
                 f,
                 "PocketBase: the account `{SERVICE_EMAIL}` in `{SERVICE_COLLECTION}`, which may \
-                 read these collections and nothing else"
+                 do what these collections' rules let it and nothing else"
             ),
             Change::Role { record, .. } => {
                 write!(f, "PocketBase: the role {}", record["name"].as_str().unwrap_or_default())

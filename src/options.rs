@@ -91,6 +91,8 @@ pub struct PocketBaseOptions {
     /// A PEM file with an extra certificate authority.
     #[serde(deserialize_with = "unless_empty")]
     pub ca_file: Option<PathBuf>,
+    /// Whether to write into the collection `nats_sync_status` what is in force and what is not.
+    pub write_status: bool,
     /// How long to go without a hint before looking anyway.
     #[serde(deserialize_with = "duration")]
     pub resync_interval: Duration,
@@ -290,6 +292,7 @@ impl Default for PocketBaseOptions {
             active_field: "active".into(),
             export_view: "nats_export".into(),
             ca_file: None,
+            write_status: false,
             resync_interval: Duration::from_mins(1),
             request_timeout: Duration::from_secs(10),
         }

@@ -8,6 +8,7 @@ mod record;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 pub mod sse;
+mod status_collection;
 mod superuser;
 pub mod view;
 
@@ -29,6 +30,8 @@ pub use inspect::{Account, Collection, Inspection};
 pub use record::{Field, Schema};
 #[cfg(feature = "sqlite")]
 pub use sqlite::Sqlite;
+pub use status_collection::STATUS_COLLECTION;
+pub(crate) use status_collection::{OVERALL, Records, StatusCollection, StatusRecord};
 pub use superuser::{Login, Superuser};
 
 /// A place that knows the users and roles.
@@ -101,7 +104,7 @@ impl PocketBase {
     /// PocketBase need not be there yet: it is first asked by [`snapshot`](Source::snapshot).
     pub fn open(options: &PocketBaseOptions) -> Result<PocketBase, SourceError> {
         match (&options.url, &options.data_dir) {
-            (Some(_), Some(_)) => {
+            (Some(_), Some(_)) if !options.write_status => {
                 Err(SourceError::Settings("both `url` and `data_dir` are set".into()))
             }
             (None, None) => {
@@ -109,9 +112,9 @@ impl PocketBase {
             }
             (Some(url), None) => Http::open(url, options).map(PocketBase::Http),
             #[cfg(feature = "sqlite")]
-            (None, Some(folder)) => Ok(PocketBase::Sqlite(Sqlite::open(folder, options))),
+            (_, Some(folder)) => Ok(PocketBase::Sqlite(Sqlite::open(folder, options))),
             #[cfg(not(feature = "sqlite"))]
-            (None, Some(_)) => Err(SourceError::Settings(
+            (_, Some(_)) => Err(SourceError::Settings(
                 "`data_dir` is set, but this pb-nats was built without the feature `sqlite`".into(),
             )),
         }
@@ -237,6 +240,15 @@ pub enum SourceError {
     NoCollection {
         /// The collection.
         collection: String,
+    },
+    /// The collection that is to show in PocketBase how it is cannot be written. Users and roles are
+    /// read all the same.
+    #[error("`{collection}` cannot be written: {why}")]
+    Unwritable {
+        /// The collection.
+        collection: String,
+        /// Why.
+        why: String,
     },
     /// The collection is a view, where one that holds records is needed.
     #[error("the collection `{collection}` is a view")]
@@ -399,6 +411,7 @@ impl SourceError {
                  `auth_collection` to the name it has; is `url` PocketBase's address?"
                     .into()
             }
+            SourceError::Unwritable { .. } => status_collection::MENDED_BY.into(),
             SourceError::IsView { .. } => "set the collection that the view selects from".into(),
             SourceError::NoField { setting, .. } => {
                 let named = setting.map(|it| format!(", or set `{it}` to the name it has"));

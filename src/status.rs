@@ -3,6 +3,7 @@
 //! The pass keeps it, and others only look. Nothing is decided by it.
 
 mod board;
+mod writer;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -15,8 +16,8 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use self::board::Watch;
 pub(crate) use self::board::{Board, Tally};
+pub use self::{board::Watch, writer::Writer};
 use crate::{auth::Effect, source::Kind};
 
 /// Everything that is known, at one moment. It holds no password, hash or token.
@@ -296,6 +297,19 @@ impl Status {
     }
 
     fn told(&self) -> String {
+        let mut text = self.sentence();
+        let last = self.changes.front().and_then(|it| it.enforced_after);
+        if let (State::InStep | State::Unverified, Some(after)) = (self.state, last) {
+            let _ = write!(text, " · last change {}", short(after));
+        }
+        if let (State::InStep | State::Unverified, Some(_)) = (self.state, &self.pass.waiting) {
+            text.push_str(" · changes are waiting");
+        }
+        text
+    }
+
+    /// Where it is in force, and how much; or why not.
+    fn sentence(&self) -> String {
         let all = self.servers.len();
         let good = self.servers.iter().filter(|it| it.state == State::InStep).count();
         let servers = if all == 1 { "server" } else { "servers" };
@@ -312,13 +326,6 @@ impl Status {
             }
         };
         let _ = write!(text, " · {} · {}", many(self.users, "user"), many(self.roles, "role"));
-        let last = self.changes.front().and_then(|it| it.enforced_after);
-        if let Some(after) = last {
-            let _ = write!(text, " · last change {}", short(after));
-        }
-        if self.pass.waiting.is_some() {
-            text.push_str(" · changes are waiting");
-        }
         text
     }
 }

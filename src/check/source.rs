@@ -10,7 +10,10 @@ use crate::{
     auth::Grant,
     options::{Options, PocketBaseOptions},
     reconcile::{Plan, ReconcileError},
-    source::{Account, Collection, Inspection, PocketBase, SourceError, admits_any_account},
+    source::{
+        Account, Collection, Inspection, PocketBase, STATUS_COLLECTION, SourceError,
+        StatusCollection, admits_any_account,
+    },
     status::chain,
 };
 
@@ -57,6 +60,9 @@ pub(super) async fn look(
         token(settings, account, lines);
     }
     rules(settings, &inspection, lines);
+    if settings.write_status {
+        lines.push(written(settings).await);
+    }
     if failure.is_none() {
         schema(options, &inspection, plan.as_ref().ok(), lines);
     }
@@ -98,6 +104,24 @@ fn token(settings: &PocketBaseOptions, account: &Account, lines: &mut Vec<Line>)
         };
         lines
             .push(Line::good("token.fine", format!("of an account that is no superuser, {until}")));
+    }
+}
+
+/// Whether PocketBase can be told how it is. That is no reason not to sync.
+async fn written(settings: &PocketBaseOptions) -> Line {
+    let tried = match StatusCollection::open(settings) {
+        Ok(mut collection) => collection.try_out().await,
+        Err(error) => Err(error),
+    };
+    match tried {
+        Ok(()) => {
+            let text = format!("the account may write `{STATUS_COLLECTION}`, and is set to");
+            Line::good("status.written", text)
+        }
+        Err(error) => {
+            let text = format!("PocketBase will not show how it is: {}", chain(&error));
+            Line::doubtful("status.unwritable", text, &*error.hint().unwrap_or_default())
+        }
     }
 }
 
@@ -340,6 +364,7 @@ pub(super) fn code(error: &SourceError) -> &'static str {
         SourceError::Forbidden { .. } => "token.forbidden",
         SourceError::ViewHidden { .. } => "token.view_hidden",
         SourceError::NoCollection { .. } => "schema.no_collection",
+        SourceError::Unwritable { .. } => "status.unwritable",
         SourceError::IsView { .. } => "schema.is_view",
         SourceError::NoField { .. } => "schema.no_field",
         SourceError::WrongType { .. } => "schema.wrong_type",

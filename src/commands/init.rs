@@ -41,6 +41,10 @@ pub(crate) struct Init {
     /// The collection of roles; one that is there is adopted
     #[arg(long, value_name = "NAME")]
     role_collection: Option<String>,
+    /// Also make the collection `nats_sync_status`, in which `pb-nats run` then shows in PocketBase
+    /// what is in force, since when, and what is wrong with which record
+    #[arg(long)]
+    write_status: bool,
     /// nats-server's main config, to which the include of the auth file is added
     #[arg(long, value_name = "FILE")]
     nats_config: Option<PathBuf>,
@@ -120,6 +124,7 @@ fn wanted(cli: &Cli, arguments: &Init) -> anyhow::Result<Wanted> {
         let mut options = Options::default();
         let pocketbase = &mut options.pocketbase;
         pocketbase.url.clone_from(&arguments.url);
+        pocketbase.write_status = arguments.write_status;
         let set = |to: &mut String, given: &Option<String>| {
             if let Some(name) = given {
                 to.clone_from(name);
@@ -131,6 +136,10 @@ fn wanted(cli: &Cli, arguments: &Init) -> anyhow::Result<Wanted> {
     }
     let mut options = Options::load(Some(&file), env::vars_os())?;
     let pocketbase = &mut options.pocketbase;
+    if arguments.write_status && !pocketbase.write_status {
+        pocketbase.write_status = true;
+        complain("note", "set `write_status = true` below `[pocketbase]` in the settings");
+    }
     // With a data folder the settings have none, but changes are made over the web.
     if pocketbase.url.is_none() {
         pocketbase.url.clone_from(&arguments.url);

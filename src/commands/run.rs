@@ -3,7 +3,7 @@
 use std::{env, mem, pin::pin, process::ExitCode};
 
 use anyhow::Context;
-use pb_nats::{Options, PocketBase, Reconciler, admin::Admin};
+use pb_nats::{Options, PocketBase, Reconciler, admin::Admin, status::Writer};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
@@ -20,6 +20,7 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     reconciler.check_alone()?;
     let watch = reconciler.status().clone();
     let mut admin = Admin::start(&options, &watch).await?;
+    let mut _writer = Writer::start(&options, &watch);
     let mut former = None;
     let (version, file) = (env!("CARGO_PKG_VERSION"), options.auth_file.path.display());
     info!(version, %file, "pb-nats keeps NATS in step with PocketBase");
@@ -46,6 +47,7 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
             (Err(error), Some((former, served))) => {
                 keep_settings(&error.into());
                 reconciler = former;
+                _writer = Writer::start(&served, &watch);
                 if let Err(error) = admin.change(&served).await {
                     keep_settings(&error.into());
                 }
@@ -56,6 +58,7 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         match admin.change(&options).await {
             Ok(served) => {
                 next.report_to(&watch);
+                _writer = Writer::start(&options, &watch);
                 former = Some((mem::replace(&mut reconciler, next), served));
             }
             Err(error) => {

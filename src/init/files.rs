@@ -161,6 +161,9 @@ pub(super) fn settings(
     let it = &defaults.pocketbase;
     named("pocketbase.user_collection", &pocketbase.user_collection, &it.user_collection);
     named("pocketbase.role_collection", &pocketbase.role_collection, &it.role_collection);
+    if pocketbase.write_status {
+        values.push(("pocketbase.write_status", "true".into()));
+    }
     if !schema::is_told(there) {
         // Nothing tells of changes, so they are looked for.
         values.push(("pocketbase.resync_interval", text("10s")));

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     options::PocketBaseOptions,
-    source::{Schema, SourceError, admits_any_account, view::export_view_query},
+    source::{STATUS_COLLECTION, Schema, SourceError, admits_any_account, view::export_view_query},
 };
 
 /// The auth collection of the service account.
@@ -68,6 +68,7 @@ pub(super) struct There {
     pub(super) roles: Option<Value>,
     pub(super) service: Option<Value>,
     pub(super) view: Option<Value>,
+    pub(super) status: Option<Value>,
     pub(super) account: bool,
     /// The names of the roles, and whether there are any users.
     pub(super) role_names: Vec<String>,
@@ -123,6 +124,9 @@ pub(super) fn missing(
         let query = export_view_query(options, &schema(&users)?, &schema(&roles)?)?;
         changes.extend(view(options, there, query)?);
     }
+    if options.write_status {
+        changes.extend(there.status.is_none().then(|| Change::Collection(status_collection())));
+    }
     changes.extend(starter_roles(options, there, &users));
     notes.extend(admitting(options, &there.all));
     Ok((changes, notes))
@@ -156,6 +160,23 @@ fn service_collection() -> Value {
         "name": SERVICE_COLLECTION, "type": "auth", "authAlert": off,
         "passwordAuth": { "enabled": false, "identityFields": ["email"] },
         "oauth2": off, "otp": off, "mfa": off,
+    })
+}
+
+/// What pb-nats writes, and people read in the dashboard.
+fn status_collection() -> Value {
+    let text = |name: &str| json!({ "name": name, "type": "text" });
+    json!({
+        "name": STATUS_COLLECTION, "type": "base",
+        "listRule": RULE, "viewRule": RULE,
+        "createRule": RULE, "updateRule": RULE, "deleteRule": RULE,
+        "fields": [
+            text("name"),
+            { "name": "in_force", "type": "bool" },
+            { "name": "state", "type": "text", "required": true },
+            { "name": "since", "type": "date" },
+            text("reason"), text("mend"), text("collection"), text("record"),
+        ],
     })
 }
 

@@ -56,7 +56,7 @@ impl Options {
             || pocketbase.identity.is_some();
         note(
             "credentials_unused",
-            pocketbase.data_dir.is_some() && credentials,
+            pocketbase.data_dir.is_some() && credentials && !pocketbase.write_status,
             "`pocketbase.data_dir` needs no credentials; those given are not used",
         );
         note(
@@ -170,7 +170,16 @@ impl PocketBaseOptions {
             "copy it again, without line breaks",
         )?;
         let data_dir = self.data_dir.is_some();
-        one_of("pocketbase", [("url", self.url.is_some()), ("data_dir", data_dir)])?;
+        // Then one is read and the other written.
+        if !self.write_status {
+            one_of("pocketbase", [("url", self.url.is_some()), ("data_dir", data_dir)])?;
+        }
+        refuse(
+            self.write_status && data_dir && self.url.is_none(),
+            "pocketbase.write_status",
+            "`write_status` writes over PocketBase's web API, and `url` is not set",
+            "set `url` and a credential too; users and roles are still read from `data_dir`",
+        )?;
         refuse(
             data_dir && cfg!(not(feature = "sqlite")),
             "pocketbase.data_dir",

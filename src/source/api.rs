@@ -305,7 +305,7 @@ impl Answer {
     }
 
     /// What PocketBase has against single fields of what it was sent.
-    fn complaints(&self) -> Vec<(String, String)> {
+    pub(super) fn complaints(&self) -> Vec<(String, String)> {
         #[derive(Deserialize)]
         struct Failure {
             data: Map<String, Value>,

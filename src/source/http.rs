@@ -253,7 +253,7 @@ impl Http {
     ///
     /// Page numbers would skip records while others are deleted. The last id does not. To ask for
     /// some fields only would take PocketBase twice as long.
-    async fn list(
+    pub(super) async fn list(
         &self,
         collection: &str,
         mut each: impl FnMut(Map<String, Value>) -> Result<(), SourceError>,
@@ -299,7 +299,7 @@ impl Http {
     }
 
     /// Makes sure that there is a token, the newest that we can know of.
-    async fn authenticate(&mut self) -> Result<(), SourceError> {
+    pub(super) async fn authenticate(&mut self) -> Result<(), SourceError> {
         match &self.credentials {
             Credentials::Token(token) => self.take(header(token.reveal())?),
             Credentials::TokenFile(path) => self.take(header(secret(path).await?.reveal())?),
@@ -323,7 +323,7 @@ impl Http {
     }
 
     /// Has PocketBase confirm the token, and renews one that was got by password.
-    async fn confirm(&mut self) -> Result<(), SourceError> {
+    pub(super) async fn confirm(&mut self) -> Result<(), SourceError> {
         let token = self.token.borrow().clone().ok_or(SourceError::TokenRefused)?;
         let renewed = self.api.refresh(&token).await?;
         if let (Credentials::Password { .. }, Some(renewed)) = (&self.credentials, renewed) {

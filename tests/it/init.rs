@@ -359,7 +359,7 @@ fn no_user_can_be_left_without_a_role() {
 fn a_migration_makes_the_same_and_can_be_undone() {
     for version in VERSIONS {
         let direct = Pb::empty(version);
-        Init::of(&direct).init(&[]).success();
+        Init::of(&direct).init(&["--write-status"]).success();
 
         let mut pb = Pb::empty(version);
         let init = Init::of(&pb);
@@ -367,7 +367,7 @@ fn a_migration_makes_the_same_and_can_be_undone() {
         let folder = pb.data_dir().with_file_name("pb_migrations");
         let folder = folder.to_str().unwrap();
         for _ in 0..2 {
-            init.run(&["init", "--migration", folder]).success();
+            init.run(&["init", "--write-status", "--migration", folder]).success();
         }
         let files: Vec<_> = fs::read_dir(folder).unwrap().map(|it| it.unwrap().path()).collect();
         assert_eq!(files.len(), 1, "the same one is not written again");
@@ -377,7 +377,7 @@ fn a_migration_makes_the_same_and_can_be_undone() {
         same(&pb, &collections(&direct));
 
         // It is all there but for the token and the files.
-        let done = init.init(&[]).success();
+        let done = init.init(&["--write-status"]).success();
         assert!(!done.stdout.contains("✓ PocketBase"), "{version:?}: {}", done.stdout);
         let found = init.run(&["role", "list"]).success().stdout;
         assert!(found.contains("observer") && found.contains("device"), "{found}");

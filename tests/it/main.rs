@@ -25,6 +25,7 @@ mod support;
 mod tidy;
 mod tls;
 mod users;
+mod written;
 
 /// The program under test.
 const PB_NATS: &str = env!("CARGO_BIN_EXE_pb-nats");

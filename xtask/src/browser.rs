@@ -21,6 +21,9 @@ use crate::{
 /// Within this, the page has to show what is.
 const SOON: Duration = Duration::from_secs(30);
 
+const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist/prometheus/pb-nats.rules.yml");
+const DASHBOARD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist/grafana/pb-nats.json");
+
 /// Drives the page in Chromium, and shows Prometheus the metrics and rules.
 pub(crate) fn run() -> Result<()> {
     tools::install()?;
@@ -37,11 +40,11 @@ pub(crate) fn run() -> Result<()> {
     let url = address(&running)?;
     let world = World { pb, nats, writer, url };
     world.please_prometheus()?;
-    if let Some(promtool) = promtool() {
-        let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist/prometheus/pb-nats.rules.yml");
-        cargo::run(Command::new(promtool).args(["check", "rules", rules]))?;
+    if let (Some(promtool), Some(prometheus)) = (of_debian("promtool"), of_debian("prometheus")) {
+        cargo::run(Command::new(promtool).args(["check", "rules", RULES]))?;
+        world.please_dashboard(Command::new(prometheus))?;
     } else {
-        println!("skipped, since there is no promtool: whether the alert rules are right");
+        println!("skipped, since there is no Prometheus: the alert rules and the dashboard");
     }
     if cargo::there("chromedriver") {
         world.please_chromium()?;
@@ -51,15 +54,15 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Prometheus' own judge. Where it is not installed, it is taken out of its Debian package: that way
+/// A program of Prometheus. Where it is not installed, it is taken out of its Debian package: that way
 /// no service is started.
-fn promtool() -> Option<PathBuf> {
-    if cargo::there("promtool") {
-        return Some("promtool".into());
+fn of_debian(program: &str) -> Option<PathBuf> {
+    if cargo::there(program) {
+        return Some(program.into());
     }
     let folder = tools::target_folder().ok()?.join("prometheus");
-    let promtool = folder.join("usr/bin/promtool");
-    if !cargo::there(&promtool) {
+    let program = folder.join("usr/bin").join(program);
+    if !cargo::there(&program) {
         fs::create_dir_all(&folder).ok()?;
         let mut apt = Command::new("apt-get");
         apt.args(["download", "--quiet", "prometheus"]).current_dir(&folder).output().ok()?;
@@ -67,7 +70,7 @@ fn promtool() -> Option<PathBuf> {
         let package = files.into_iter().find(|it| it.extension().is_some_and(|it| it == "deb"))?;
         Command::new("dpkg-deb").arg("--extract").args([&package, &folder]).output().ok()?;
     }
-    cargo::there(&promtool).then_some(promtool)
+    cargo::there(&program).then_some(program)
 }
 
 /// A pb-nats at work, and where it tells how it is.
@@ -103,6 +106,61 @@ impl World {
         let mut python = python.spawn()?;
         python.stdin.take().context("stdin is piped")?.write_all(metrics.as_bytes())?;
         ensure!(python.wait()?.success(), "the metrics are no OpenMetrics:\n{metrics}");
+        Ok(())
+    }
+
+    /// Every query of the dashboard has an answer in a Prometheus that looks at this pb-nats, with the
+    /// labels that are shown, and every alert can be evaluated there.
+    fn please_dashboard(&self, mut prometheus: Command) -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let (address, config) = (free_address(), folder.path().join("prometheus.yml"));
+        let target = self.url.trim_start_matches("http://");
+        let settings = json!({
+            "global": { "scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "1s" },
+            "rule_files": [RULES],
+            "scrape_configs": [{ "job_name": "pb-nats", "static_configs": [{ "targets": [target] }] }],
+        });
+        // JSON is YAML, too.
+        write(&config, settings.to_string());
+        prometheus.arg(format!("--config.file={}", config.display()));
+        prometheus.arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()));
+        prometheus.arg(format!("--web.listen-address={address}")).arg("--log.level=error");
+        let _prometheus = Process::start(&mut prometheus);
+        let ask = |what: &str, query: &str| -> Result<Value> {
+            let url = format!("http://{address}/api/v1/{what}");
+            let mut answer = http().get(url).query("query", query).call()?;
+            Ok(answer.body_mut().read_json()?)
+        };
+        poll(SOON, || ask("query", "up").ok()).context("Prometheus does not answer")?;
+        let dashboard: Value = serde_json::from_str(&fs::read_to_string(DASHBOARD)?)?;
+        let panels = dashboard["panels"].as_array().context("a dashboard has panels")?;
+        let targets = panels.iter().flat_map(|it| it["targets"].as_array().into_iter().flatten());
+        let mut queries = 0;
+        for target in targets {
+            let query = target["expr"].as_str().context("a target has an expression")?;
+            // As Grafana fills them in.
+            let filled = query.replace("$instance", ".*").replace("$__rate_interval", "1m");
+            let answered = || {
+                let answer = ask("query", &filled).ok()?;
+                answer["data"]["result"].get(0).cloned().or_else(|| answer.get("error").cloned())
+            };
+            let first = poll(SOON, answered).with_context(|| format!("no answer to {query}"))?;
+            ensure!(first.is_object(), "{query}: {first}");
+            let shown = target["legendFormat"].as_str().unwrap_or_default();
+            for label in shown.split("{{").skip(1).filter_map(|it| it.split("}}").next()) {
+                ensure!(first["metric"][label].is_string(), "{query} has no label {label}");
+            }
+            queries += 1;
+        }
+        ensure!(queries > 10, "the dashboard has {queries} queries");
+        let judged = || {
+            let rules = ask("rules", "").ok()?["data"]["groups"][0]["rules"].take();
+            let done = |it: &Value| it["health"] != "unknown";
+            rules.as_array().filter(|it| it.iter().all(done)).cloned()
+        };
+        let rules = poll(SOON, judged).context("the alert rules are never evaluated")?;
+        ensure!(rules.len() > 5 && rules.iter().all(|it| it["health"] == "ok"), "{rules:#?}");
+        println!("  seen: an answer to each of {queries} queries, and {} alerts", rules.len());
         Ok(())
     }
 
