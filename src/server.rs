@@ -46,6 +46,8 @@ const ABSENCE: Duration = Duration::from_mins(5);
 
 /// What is noted of servers that cannot be asked once they were told to reload.
 const TOLD: &str = "told";
+/// How long a server may take from reading its config until it has started.
+const STARTING: Duration = Duration::from_secs(10);
 
 /// All the servers that must run the auth file.
 #[derive(Debug)]
@@ -205,8 +207,8 @@ struct Wanted<'a> {
     file: &'a Applied,
     /// What `nats-server -t` makes of the config on disk.
     digest: Option<Digest>,
-    /// When it was ordered to reload, if it was.
-    ordered: Option<SystemTime>,
+    /// When each server was ordered to reload, if it was.
+    ordered: BTreeMap<String, SystemTime>,
 }
 
 impl Servers {
@@ -325,7 +327,7 @@ impl Servers {
     pub async fn survey(&mut self, file: &Applied) -> Vec<Outcome> {
         let answers = self.look(LOOK).await;
         let digest = digest(file, self.timeout).await;
-        let wanted = Wanted { file, digest, ordered: None };
+        let wanted = Wanted { file, digest, ordered: BTreeMap::new() };
         self.turn_to(file, &answers);
         self.judge(&answers, &wanted);
         self.outcomes(answers, &wanted, &[], &BTreeMap::new())
@@ -409,7 +411,7 @@ impl Servers {
         file: &Applied,
         overtaken: impl Future<Output = ()>,
     ) -> Option<Vec<Outcome>> {
-        let mut wanted = Wanted { file, digest: None, ordered: None };
+        let mut wanted = Wanted { file, digest: None, ordered: BTreeMap::new() };
         let patience = if file.changed { GLANCE } else { LOOK };
         let answers = self.look(patience).await;
         self.turn_to(file, &answers);
@@ -435,8 +437,7 @@ impl Servers {
 
         let begun = Instant::now();
         let deadline = begun + self.timeout;
-        let ordered = SystemTime::now();
-        wanted.ordered = Some(ordered);
+        wanted.order(&stale);
         debug!(servers = stale.len(), "ordered to reload");
         let order = self.order(file, &stale, &mut cut, &answers, deadline);
         let orders = if file.changed {
@@ -451,7 +452,7 @@ impl Servers {
 
         let awake = answers.iter().filter_map(Answer::awake).collect();
         let outcomes = tokio::select! {
-            outcomes = self.prove(&wanted, orders, &mut cut, awake, begun) => outcomes,
+            outcomes = self.prove(&mut wanted, orders, &mut cut, awake, begun) => outcomes,
             () = overtaken, if self.reload.leaves_servers_free() => {
                 self.cut = cut;
                 return None;
@@ -466,7 +467,7 @@ impl Servers {
     /// became of the orders, and how long each took that newly runs it.
     async fn prove(
         &mut self,
-        wanted: &Wanted<'_>,
+        wanted: &mut Wanted<'_>,
         mut orders: Vec<Order>,
         cut: &mut CutOff,
         awake: BTreeSet<String>,
@@ -488,18 +489,18 @@ impl Servers {
             for id in self.judge(&answers, wanted) {
                 let mut running = answers.iter().filter_map(Answer::ok);
                 let running = running.find(|it| it.id == id);
-                let reload = running.and_then(|it| it.loaded.duration_since(wanted.ordered?).ok());
+                let ordered = wanted.ordered.get(&id);
+                let reload = running.zip(ordered).map(|(it, at)| it.loaded.duration_since(*at));
                 debug!(?reload, took = ?begun.elapsed(), "proven");
                 took.insert(id, begun.elapsed());
             }
-            if !self.reload.reaches_the_silent() {
-                let late = answers.iter().filter_map(Answer::ok).filter(|it| {
-                    self.known(it).proven.is_none() && orders.iter().all(|to| to.target != it.id)
-                });
-                let late: Vec<&Running> = late.collect();
-                if !late.is_empty() {
-                    orders.extend(self.order(file, &late, cut, &answers, deadline).await);
-                }
+            let late = answers.iter().filter_map(Answer::ok).filter(|it| {
+                self.known(it).proven.is_none() && !wanted.ordered.contains_key(&it.id)
+            });
+            let late: Vec<&Running> = late.collect();
+            if !late.is_empty() {
+                wanted.order(&late);
+                orders.extend(self.order(file, &late, cut, &answers, deadline).await);
             }
             let mut settled = |answer: &Answer| {
                 if let Ok(it) = &answer.running {
@@ -700,7 +701,7 @@ impl Servers {
                         None => not(refusal(orders, &running.id).unwrap_or_else(|| {
                             let server = server.clone();
                             let restart = self.needs_restart(wanted.file, &running);
-                            Arc::new(match (wanted.ordered, restart) {
+                            Arc::new(match (wanted.ordered.get(&running.id), restart) {
                                 (None, _) => ServerError::Stale { server },
                                 (_, Some(reason)) => ServerError::NeedsRestart { server, reason },
                                 (Some(_), None) => ServerError::NotLoaded {
@@ -747,6 +748,12 @@ impl Servers {
 }
 
 impl Wanted<'_> {
+    /// Who was ordered to reload may prove by the time that it did.
+    fn order(&mut self, servers: &[&Running]) {
+        let now = SystemTime::now();
+        self.ordered.extend(servers.iter().map(|it| (it.id.clone(), now)));
+    }
+
     /// What shows that the server runs the file, if anything does.
     fn proof(&self, known: &Known, running: &Running) -> Option<Proven> {
         let proven = |proof, note| Proven {
@@ -780,13 +787,17 @@ impl Wanted<'_> {
             // A reload that began before the file was replaced may end after it, and may take a
             // minute: the load time moves though the former file was read. The digest would not.
             let former = known.former.as_ref() == Some(&running.mark());
-            let again = self.ordered.is_some() && !self.file.changed;
-            let since = self.ordered.map_or(self.file.written, |it| it.max(self.file.written));
+            let ordered = self.ordered.get(&running.id);
+            let again = ordered.is_some() && !self.file.changed;
+            // One that starts may have read what was there just before.
+            let starting = if running.reloaded { Duration::ZERO } else { STARTING };
+            let since = ordered.copied().unwrap_or(self.file.written + starting);
+            let since = since.max(self.file.written);
             let loaded = running.loaded > since && (again || !former);
             // Unless we just ordered it, nobody knows whether the config that was loaded then
             // included the file. If the main config is another by now, it may not have.
             let another = differs || self.file.main_changed.is_some_and(|it| it > running.loaded);
-            let doubt = if self.ordered.is_some() { differs && known.comparable } else { another };
+            let doubt = if ordered.is_some() { differs && known.comparable } else { another };
             return (loaded && !doubt).then(|| proven(Proof::LoadTime, note));
         };
         // Every reload since then has read the same file.

@@ -62,6 +62,8 @@ pub struct Running {
     pub(super) other_metadata: bool,
     /// When it loaded its config, by its own clock.
     pub config_load_time: SystemTime,
+    /// Whether it has loaded its config again since it started.
+    pub(super) reloaded: bool,
     /// When it said so, by its own clock.
     pub(super) now: SystemTime,
     /// When it loaded its config, by our clock: rather too early than too late.
@@ -595,6 +597,8 @@ struct Varz {
     now: SystemTime,
     #[serde(deserialize_with = "timestamp")]
     config_load_time: SystemTime,
+    #[serde(deserialize_with = "timestamp")]
+    start: SystemTime,
     config_digest: Option<String>,
     #[serde(default)]
     metadata: BTreeMap<String, String>,
@@ -651,6 +655,7 @@ impl Varz {
             stamp: self.metadata.remove("pb_nats"),
             other_metadata: !self.metadata.is_empty(),
             config_load_time: self.config_load_time,
+            reloaded: self.config_load_time != self.start,
             now: self.now,
             loaded,
             connections: self.connections,

@@ -449,6 +449,23 @@ async fn a_server_that_was_down_is_brought_in_step_when_it_is_back() {
     }
 }
 
+/// It may have read the former file the moment before, as only the digest or a stamp would show.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_server_that_starts_while_the_file_is_replaced_reads_it_once_more() {
+    let mut nats = Nats::with(Setup { version: Some("2.10.26"), ..Setup::default() });
+    let mut house = House::of(&nats, by_pid_file(&nats));
+    house.changed(&["ann"]).await;
+    nats.stop();
+    let applied = house.write(&["bob"]).await;
+    nats.resume();
+    let started = loaded(&nats);
+    assert_eq!(proof(&house.converge(&applied).await), Proof::LoadTime);
+    assert_ne!(loaded(&nats), started);
+    let reloaded = loaded(&nats);
+    assert_eq!(proof(&house.unchanged().await), Proof::LoadTime);
+    assert_eq!(loaded(&nats), reloaded, "once is enough");
+}
+
 /// It read what was there when it began to start, whatever the present file's contents are as old as.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_file_is_as_new_as_its_name() {
