@@ -765,11 +765,14 @@ fn a_server_that_was_started_with_a_former_file_is_put_right() {
     let running = pb_nats.run();
     running.wait_for(|it| it.contains("in force"));
     let good = fs::read_to_string(nats.auth_file()).unwrap();
+    // Else it may put the file right before the server has read it.
+    running.signal(Signal::STOP);
     nats.stop();
     write(nats.auth_file(), good.replace("\"ann\"", "\"eve\""));
     nats.resume();
     assert!(nats.accepts("eve", PASSWORD) && !nats.accepts("ann", PASSWORD));
     write(nats.auth_file(), &good);
+    running.signal(Signal::CONT);
     eventually("ann is let in again", || nats.accepts("ann", PASSWORD).then_some(()));
     assert!(!nats.accepts("eve", PASSWORD));
 }
