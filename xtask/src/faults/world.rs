@@ -542,13 +542,15 @@ impl Mount {
         Ok(Mount { path: folder.path().to_owned(), _folder: Some(folder) })
     }
 
-    /// The folder, as one that may not be written.
+    /// The folder, as one that may not be written. It becomes so at once: made read-only in its
+    /// place, the mount would be refused as busy while somebody writes there.
     pub(super) fn read_only(folder: &Path) -> Result<Mount> {
-        let path = shown(folder);
-        run("mount", &["--bind", &path, &path])?;
-        let bound = Mount { path: folder.to_owned(), _folder: None };
-        run("mount", &["-o", "remount,bind,ro", &path])?;
-        Ok(bound)
+        let aside = TempDir::new()?;
+        run("mount", &["--bind", &shown(folder), &shown(aside.path())])?;
+        let aside = Mount { path: aside.path().to_owned(), _folder: Some(aside) };
+        run("mount", &["-o", "remount,bind,ro", &shown(&aside.path)])?;
+        run("mount", &["--bind", &shown(&aside.path), &shown(folder)])?;
+        Ok(Mount { path: folder.to_owned(), _folder: None })
     }
 
     pub(super) fn path(&self) -> &Path {
