@@ -279,7 +279,8 @@ fn text(value: Value) -> String {
 /// user with an unknown role must not become one without a role.
 fn references(value: Value) -> Vec<String> {
     match value {
-        Value::Array(many) => many.into_iter().map(text).collect(),
+        // Boxed on the way: else they keep the room of the JSON values, a hundred bytes for one id.
+        Value::Array(many) => many.into_iter().map(text).collect::<Box<[_]>>().into_vec(),
         one => Some(text(one)).filter(|id| !id.is_empty()).into_iter().collect(),
     }
 }
