@@ -32,8 +32,7 @@ const EXIT_PENDING: u8 = 3;
 /// Held back by the guard.
 const EXIT_HELD_BACK: u8 = 4;
 
-/// With many users the most memory is a fifth less than with glibc's allocator, and half of it is
-/// given back after a pass.
+/// With many users the most memory is a fifth less than with glibc's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

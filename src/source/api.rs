@@ -94,20 +94,14 @@ impl Api {
         };
         let request = request.timeout(self.timeout).build().map_err(|it| self.failed(it))?;
         let name = format!("{} {}", request.method(), request.url().path());
-        let mut response = self.client.execute(request).await.map_err(|it| self.failed(it))?;
+        let response = self.client.execute(request).await.map_err(|it| self.failed(it))?;
         let status = response.status();
         if let (true, Some(to)) = (status.is_redirection(), response.headers().get(LOCATION)) {
             let to = self.base.join(&String::from_utf8_lossy(to.as_bytes()));
             let to = to.map_or_else(|_| "…".into(), |it| origin(&it));
             return Err(SourceError::Redirected { request: name, to });
         }
-        // Put together once: one that grows would have several times its size on the way.
-        let mut chunks = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|it| self.failed(it))? {
-            chunks.push(chunk);
-        }
-        let body = chunks.concat();
-        drop(chunks);
+        let body = response.bytes().await.map_err(|it| self.failed(it))?.into();
         let mut answer = Answer { request: name, status, body };
         if let Some(token) = token.and_then(|it| it.to_str().ok()) {
             answer.hide(token);
