@@ -36,11 +36,11 @@ fn snapshot(users: usize) -> Snapshot {
     };
     let user = |n: usize| UserRecord {
         id: format!("user{:011}", n * 7919 % 1_000_003),
-        username: format!("user-{n}"),
+        username: format!("user-{n}").into(),
         password: PasswordHash(
             format!("$2a$10$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad6{n:012}").into(),
         ),
-        roles: vec![format!("role{:011}", n % ROLES)],
+        roles: [format!("role{:011}", n % ROLES)].into(),
         active: true,
         ..UserRecord::default()
     };

@@ -45,7 +45,7 @@ pub(crate) fn records(bytes: &[u8]) {
         assert_eq!(theirs.filter(|it| it.active).count(), 1, "{login:?}");
     }
     let Some((last, others)) = snapshot.users.split_last() else { return };
-    let shares = |it: &str| [&last.username, &last.nkey].contains(&&it.to_owned());
+    let shares = |it: &str| [&*last.username, &*last.nkey].contains(&it);
     if others.iter().any(|it| shares(&it.username) || !it.nkey.is_empty() && shares(&it.nkey)) {
         return;
     }

@@ -750,11 +750,8 @@ impl AuthFile {
         }
     }
 
-    /// Keeps the former file, byte for byte.
     fn back_up(&self) -> io::Result<()> {
-        let former = fs::read(&self.path)?;
-        let mode = fs::metadata(&self.path)?.mode() & 0o777;
-        self.backups.keep(&self.name(), &former, mode)
+        self.backups.keep(&self.name(), &self.path)
     }
 
     fn try_lock(&self, extension: &str) -> Result<Lock, ApplyError> {

@@ -44,6 +44,9 @@ pub struct Reconciler<S> {
     reloaded: Option<Duration>,
 }
 
+/// What it is doing while it waits for the source.
+const READING: &str = "reading PocketBase";
+
 /// What a look is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Extent {
@@ -329,9 +332,12 @@ impl<S: Source> Reconciler<S> {
         let begun = Instant::now();
         // First: else another pass could write what is newer than this look.
         let _lock = self.file.lock_for_a_pass().await?;
-        let snapshot = self.read().await;
+        self.doing.send_replace(READING);
+        // While PocketBase is at work. It refuses a file that we did not write.
+        let current = async { self.file.read(consent.adopt) };
+        let (snapshot, current) = tokio::join!(self.source.snapshot(), current);
         debug!(took = ?begun.elapsed(), "read");
-        let current = self.file.read(consent.adopt)?; // refuses a file that we did not write
+        let current = current?;
         let main_config = self.file.main_config()?;
         let snapshot = match snapshot {
             Ok(snapshot) => snapshot,
@@ -605,7 +611,7 @@ impl<S: Source> Reconciler<S> {
     }
 
     async fn read(&mut self) -> Result<Snapshot, SourceError> {
-        self.doing.send_replace("reading PocketBase");
+        self.doing.send_replace(READING);
         self.source.snapshot().await
     }
 

@@ -266,7 +266,7 @@ pub async fn add(
 ) -> Result<Stored, UserError> {
     let NewUser { name, email, roles } = *new;
     let mut users = Users::read(options, superuser).await?;
-    if let Some(user) = users.snapshot.users.iter().find(|it| it.username == name) {
+    if let Some(user) = users.snapshot.users.iter().find(|it| *it.username == *name) {
         return Err(UserError::Exists { name: name.into(), id: user.id.clone() });
     }
     let roles = users.roles(roles)?;
@@ -297,7 +297,7 @@ pub async fn set_password(
     password: &Password,
 ) -> Result<Stored, UserError> {
     let users = Users::read(options, superuser).await?;
-    let named = users.snapshot.users.iter().filter(|it| it.username == name);
+    let named = users.snapshot.users.iter().filter(|it| *it.username == *name);
     let named: Vec<&UserRecord> = named.collect();
     let [user] = named[..] else {
         return Err(UserError::NotOne { name: name.into(), count: named.len() });
@@ -342,13 +342,13 @@ pub async fn list(options: &Options) -> Result<Vec<Listed>, UserError> {
             };
             let named = |id: &String| roles.get(&**id).map_or(id.as_str(), |it| it).to_owned();
             Listed {
-                name: user.username.clone(),
+                name: user.username.to_string(),
                 id: user.id.clone(),
                 state,
                 why,
                 roles: user.roles.iter().map(named).collect(),
                 credential: kind,
-                cost: credential.and_then(Credential::cost),
+                cost: credential.and_then(Credential::bcrypt_cost),
             }
         })
         .collect();
@@ -519,7 +519,7 @@ impl<'a> Users<'a> {
         self.snapshot.users.push(UserRecord {
             username: name.into(),
             password,
-            roles: roles.to_vec(),
+            roles: roles.into(),
             active: true,
             ..UserRecord::default()
         });

@@ -1,8 +1,9 @@
 //! The files that were replaced, kept for the day when one of them was right.
 
 use std::{
-    io::{self, Write as _},
-    path::PathBuf,
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
 };
 
 use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
@@ -50,7 +51,10 @@ pub enum Held {
 }
 
 impl Backups {
-    pub(super) fn keep(&self, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
+    /// Keeps what the file of this name, at this path, holds: byte for byte, and with its mode.
+    pub(super) fn keep(&self, name: &str, path: &Path) -> io::Result<()> {
+        let former = fs::File::open(path)?;
+        let mode = former.metadata()?.mode() & 0o777;
         let mut builder = std::fs::DirBuilder::new();
         std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700)
             .create(&self.dir)
@@ -62,8 +66,8 @@ impl Backups {
             // The same width for all, so that they sort by age.
             let path = self.dir.join(format!("{name}.{now}-{n:03}"));
             match options.open(&path) {
-                Ok(mut file) => {
-                    file.write_all(bytes)?;
+                Ok(file) => {
+                    io::copy(&mut former.file(), &mut file.file())?;
                     return self.prune(name);
                 }
                 Err(err) if err.kind() == io::ErrorKind::AlreadyExists => (),

@@ -1,6 +1,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt, iter,
+    sync::Arc,
 };
 
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -110,12 +111,12 @@ impl Changes {
         let mut narrowed = Narrowed::new();
         for (login, before, after) in pairs(&old.users, &new.users) {
             let Some(before) = before else {
-                changes.users_added.push(login.clone());
+                changes.users_added.push(login.to_string());
                 continue;
             };
             let Some(after) = after else {
-                changes.users_removed.push(login.clone());
-                changes.users_losing.push(login.clone());
+                changes.users_removed.push(login.to_string());
+                changes.users_losing.push(login.to_string());
                 continue;
             };
             let (was, is) = (old.rules(before), new.rules(after));
@@ -129,7 +130,7 @@ impl Changes {
             };
             let same_types = before.connection_types == after.connection_types;
             if !(same_grant && same_proof && same_types) {
-                changes.users_changed.push(login.clone());
+                changes.users_changed.push(login.to_string());
             }
             let fewer_types = !same_types
                 && !after.connection_types.is_empty()
@@ -140,7 +141,7 @@ impl Changes {
             let mut narrower =
                 || *narrowed.entry((was, is)).or_insert_with(|| was != is && narrows(was, is));
             if !same_proof || fewer_types || narrower() {
-                changes.users_losing.push(login.clone());
+                changes.users_losing.push(login.to_string());
             }
         }
         changes
@@ -182,14 +183,14 @@ impl Desired {
     pub fn reduced_by(&self, newer: &Desired) -> Desired {
         let mut reduced = self.clone();
         for login in Changes::between(self, newer).users_losing {
-            let user = newer.users.get(&login).map(|user| {
+            let user = newer.users.get(&*login).map(|user| {
                 // A role of this name may be another one here.
                 let grant = Grant::Own(Box::new(newer.rules(user).clone()));
                 User { grant, ..user.clone() }
             });
             match user {
-                Some(user) => reduced.users.insert(login, user),
-                None => reduced.users.remove(&login),
+                Some(user) => reduced.users.insert(login.into(), user),
+                None => reduced.users.remove(&*login),
             };
         }
         let used: BTreeSet<_> =
@@ -204,14 +205,15 @@ type Narrowed = HashMap<(*const Rules, *const Rules), bool>;
 
 /// Every login that either has, in order, with the user of each.
 fn pairs<'a>(
-    old: &'a BTreeMap<String, User>,
-    new: &'a BTreeMap<String, User>,
-) -> impl Iterator<Item = (&'a String, Option<&'a User>, Option<&'a User>)> {
+    old: &'a BTreeMap<Arc<str>, User>,
+    new: &'a BTreeMap<Arc<str>, User>,
+) -> impl Iterator<Item = (&'a str, Option<&'a User>, Option<&'a User>)> {
     let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
     iter::from_fn(move || {
-        let first = old.peek().map(|it| it.0).into_iter().chain(new.peek().map(|it| it.0)).min()?;
-        let before = old.next_if(|it| it.0 == first).map(|it| it.1);
-        let after = new.next_if(|it| it.0 == first).map(|it| it.1);
+        let first =
+            old.peek().map(|it| &**it.0).into_iter().chain(new.peek().map(|it| &**it.0)).min()?;
+        let before = old.next_if(|it| &**it.0 == first).map(|it| it.1);
+        let after = new.next_if(|it| &**it.0 == first).map(|it| it.1);
         Some((first, before, after))
     })
 }
@@ -289,7 +291,7 @@ impl Event {
     /// To deactivate a user is to delete it: what counts is who may connect.
     pub fn between(old: &Snapshot, new: &Snapshot) -> Vec<Event> {
         use EventType::{RoleCreate, RoleDelete, RoleUpdate, UserCreate, UserDelete, UserUpdate};
-        let name = |it: &UserRecord| it.username.clone();
+        let name = |it: &UserRecord| it.username.to_string();
         let kinds = [UserCreate, UserUpdate, UserDelete];
         let mut events = compare(&active(old), &active(new), kinds, name);
         let name = |it: &RoleRecord| it.name.clone();

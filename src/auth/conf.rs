@@ -54,22 +54,33 @@ pub fn read(text: &str) -> Result<Vec<Entry<'_>>, ConfError> {
 /// Writes a string so that nats-server reads back the same one, whatever is in it.
 pub fn quote(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push('"');
-    for it in text.chars() {
-        match it {
-            '"' => quoted.push_str("\\\""),
-            '\\' => quoted.push_str("\\\\"),
-            '\n' => quoted.push_str("\\n"),
-            '\r' => quoted.push_str("\\r"),
-            '\t' => quoted.push_str("\\t"),
-            '\0'..'\x20' | '\x7f' => {
-                write!(quoted, "\\x{:02x}", it as u32).expect("a String takes everything");
-            }
-            _ => quoted.push(it),
-        }
-    }
-    quoted.push('"');
+    write_quoted(&mut quoted, text);
     quoted
+}
+
+/// As [`quote`], behind what is written already.
+pub(super) fn write_quoted(out: &mut String, text: &str) {
+    out.push('"');
+    if text.bytes().all(|it| it >= b' ' && !matches!(it, b'"' | b'\\' | 0x7f)) {
+        out.push_str(text);
+    } else {
+        text.chars().for_each(|it| write_escaped(out, it));
+    }
+    out.push('"');
+}
+
+fn write_escaped(out: &mut String, it: char) {
+    match it {
+        '"' => out.push_str("\\\""),
+        '\\' => out.push_str("\\\\"),
+        '\n' => out.push_str("\\n"),
+        '\r' => out.push_str("\\r"),
+        '\t' => out.push_str("\\t"),
+        '\0'..'\x20' | '\x7f' => {
+            write!(out, "\\x{:02x}", it as u32).expect("a String takes everything");
+        }
+        _ => out.push(it),
+    }
 }
 
 impl<'a> Node<'a> {

@@ -28,7 +28,7 @@ pub struct Desired {
     /// Roles that users have as they are, by their identifier in the file.
     pub roles: BTreeMap<Arc<str>, Rules>,
     /// Users by what they log in with: their name, or their nkey.
-    pub users: BTreeMap<String, User>,
+    pub users: BTreeMap<Arc<str>, User>,
     /// How long a log-in may take. `None`: as long as nats-server says.
     pub login_timeout: Option<Duration>,
 }
@@ -51,16 +51,6 @@ pub enum Credential {
     Password(PasswordHash),
     /// By the private key of the nkey that they are listed by.
     Nkey,
-}
-
-impl Credential {
-    /// The bcrypt cost, of a password: one more doubles the time that a log-in takes.
-    pub fn cost(&self) -> Option<u8> {
-        match self {
-            Credential::Password(hash) => bcrypt_cost(&hash.0),
-            Credential::Nkey => None,
-        }
-    }
 }
 
 /// What a user may do.
@@ -88,7 +78,8 @@ impl User {
 }
 
 impl Credential {
-    /// The cost of its bcrypt hash. `None` for an nkey, which costs nothing.
+    /// The cost of its bcrypt hash: one more doubles the time that a log-in takes. `None` for an
+    /// nkey, which costs nothing.
     pub fn bcrypt_cost(&self) -> Option<u8> {
         match self {
             Credential::Password(hash) => bcrypt_cost(&hash.0),
@@ -239,7 +230,7 @@ fn unambiguous<'a>(
     for alike in named.chunk_by(|one, other| one.0 == other.0) {
         for same in alike.chunk_by(|one, other| one.1.username == other.1.username) {
             let fit = same.iter().map(|it| it.1).filter(|record| {
-                let name = record.username.as_str();
+                let name = &*record.username;
                 let mut finding = |field: &str, value: &str, problem, effect| {
                     findings.push(policy.about_user(
                         record,
@@ -276,7 +267,7 @@ fn unambiguous<'a>(
                 if alike.len() > 1 {
                     about_name(Problem::NameCase, Effect::Kept);
                 }
-                let nkey = record.nkey.as_str();
+                let nkey = &*record.nkey;
                 // Anything else is left out later, and not shown.
                 if is_public_nkey(nkey) && nkeys[nkey] > 1 {
                     finding("nkey", nkey, Problem::NkeyTwice, Effect::LeftOut);
@@ -312,7 +303,7 @@ fn judge(
     defaults: &Granted,
     policy: &Policy,
     findings: &mut Vec<Finding>,
-) -> Option<(String, User)> {
+) -> Option<(Arc<str>, User)> {
     let mut left_out = |field: &str, value: &str, problem| {
         findings.push(policy.about_user(record, field, value, problem, Effect::LeftOut));
     };
@@ -329,14 +320,16 @@ fn judge(
             return None;
         }
     };
-    let mut granted = Vec::new();
-    for id in record.roles.iter().collect::<BTreeSet<_>>() {
+    let mut granted = Vec::with_capacity(record.roles.len());
+    for id in &*record.roles {
         let Some(role) = roles.get_key_value(id.as_str()) else {
             left_out(&policy.role_field, &quoted(id), Problem::RoleUnknown);
             return None;
         };
         granted.push(role);
     }
+    granted.sort_by_key(|(id, _)| *id);
+    granted.dedup_by_key(|(id, _)| *id);
     let connection_types = connection_types(record, policy, findings)?;
 
     let about = |field: &str, value: &str, problem, effect| {
@@ -868,7 +861,7 @@ impl Policy {
 /// The roles that users have as they are, with identifiers that no order of records can change.
 fn identifiers(
     roles: &[RoleRecord],
-    users: &BTreeMap<String, User>,
+    users: &BTreeMap<Arc<str>, User>,
 ) -> HashMap<Arc<str>, Arc<str>> {
     let used: BTreeSet<&str> =
         users.values().filter_map(|it| it.grant.role().map(|id| &**id)).collect();

@@ -140,12 +140,12 @@ impl Diff {
                     }
                 }
             };
-            groups.entry(kind).or_default().push(login.clone());
+            groups.entry(kind).or_default().push(login.to_string());
         }
         for (login, was) in old.users.iter().filter(|(login, _)| !new.users.contains_key(*login)) {
             let rights = between.rules(old.rules(was), &nothing);
             let kind = Kind::of(Some(Holding::of(was)), None, rights);
-            groups.entry(kind).or_default().push(login.clone());
+            groups.entry(kind).or_default().push(login.to_string());
         }
 
         let mut hunks: Vec<Hunk> = groups
@@ -342,7 +342,7 @@ mod tests {
         Desired {
             defaults: rules(&["PUBLIC.>"], &[]),
             roles: roles.iter().map(|(name, it)| ((*name).into(), rules(it, &[]))).collect(),
-            users: users.iter().map(|(name, it)| ((*name).to_owned(), it.clone())).collect(),
+            users: users.iter().map(|(name, it)| ((*name).into(), it.clone())).collect(),
             login_timeout: None,
         }
     }

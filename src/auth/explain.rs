@@ -312,7 +312,7 @@ impl Explain {
         let names = self.snapshot.users.iter().map(|it| (it.username.to_lowercase(), it));
         let held = names.filter(|(lower, _)| !lower.is_empty() && lower.contains(&part));
         let mut names: Vec<_> =
-            held.map(|(lower, it)| (!lower.starts_with(&part), it.username.as_str())).collect();
+            held.map(|(lower, it)| (!lower.starts_with(&part), &*it.username)).collect();
         names.sort_unstable();
         names.dedup();
         names.into_iter().take(most).map(|(_, name)| name).collect()
@@ -322,7 +322,7 @@ impl Explain {
     pub fn similar(&self, name: &str) -> Option<&str> {
         let lower = name.to_lowercase();
         let likeness = |it: &str| strsim::jaro_winkler(&it.to_lowercase(), &lower);
-        let names = self.snapshot.users.iter().map(|it| it.username.as_str());
+        let names = self.snapshot.users.iter().map(|it| &*it.username);
         let alike = names.map(|it| (likeness(it), it)).filter(|(likeness, _)| *likeness > 0.8);
         alike.max_by(|one, other| one.0.total_cmp(&other.0)).map(|(_, name)| name)
     }
@@ -454,7 +454,7 @@ impl Explain {
         Record {
             collection: self.policy.user_collection.clone(),
             id: user.id.clone(),
-            name: user.username.clone(),
+            name: user.username.to_string(),
         }
     }
 

@@ -78,7 +78,7 @@ pub enum Advice {
 pub fn lint(snapshot: &Snapshot, policy: &Policy) -> Vec<Remark> {
     let active: Vec<&UserRecord> = snapshot.users.iter().filter(|it| it.active).collect();
     let had: HashSet<&str> =
-        snapshot.users.iter().flat_map(|it| &it.roles).map(String::as_str).collect();
+        snapshot.users.iter().flat_map(|it| &*it.roles).map(String::as_str).collect();
 
     let roles: HashMap<&str, Lists> =
         snapshot.roles.iter().map(|it| (it.id.as_str(), Lists::of(&it.permissions))).collect();
@@ -112,7 +112,7 @@ pub fn lint(snapshot: &Snapshot, policy: &Policy) -> Vec<Remark> {
             continue;
         }
         let lists = &roles[&*role.id];
-        let alone = |it: &&UserRecord| it.roles == [&*role.id] && Lists::of(&it.permissions).empty;
+        let alone = |it: &&UserRecord| *it.roles == [&*role.id] && Lists::of(&it.permissions).empty;
         if lists.empty && active.iter().any(alone) {
             sort(about("", "", Advice::AllowsNothing));
         }
@@ -123,7 +123,7 @@ pub fn lint(snapshot: &Snapshot, policy: &Policy) -> Vec<Remark> {
         if own.empty && own.denies_nothing() {
             continue;
         }
-        let name = if user.username.is_empty() { &user.id } else { &user.username };
+        let name = if user.username.is_empty() { &user.id } else { &*user.username };
         let with = Lists::together(user.roles.iter().filter_map(|it| roles.get(&**it)));
         let with = if user.roles.is_empty() { &defaults } else { &with };
         own.look(Some(with), |field, value, advice| {

@@ -1,4 +1,5 @@
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     sync::Arc,
@@ -8,7 +9,7 @@ use std::{
 use super::{
     ConnectionType, Credential, Desired, Grant, PasswordHash, Responses, Rules, Subject, Subjects,
     User,
-    conf::{ConfError, Entry, Node, Reader, quote},
+    conf::{ConfError, Entry, Node, Reader, quote, write_quoted},
 };
 
 /// How the first line of every file of ours begins.
@@ -132,7 +133,8 @@ pub fn parse(text: &str) -> Found {
         _ => return Found::Torn(ConfError { line: 2, what: "expected the number of the format" }),
     }
     let mut users = BTreeMap::new();
-    match read(text, |login, user| users.insert(login, user).is_none()) {
+    let insert = |line: Line<'_>| users.insert(Arc::from(&*line.login), line.user()).is_none();
+    match read(text, insert) {
         Ok(desired) => Found::Ours(Box::new(Desired { users, ..desired })),
         Err(err) => Found::Torn(err),
     }
@@ -141,7 +143,7 @@ pub fn parse(text: &str) -> Found {
 /// Makes sure that `text` reads back as `desired`. An error: where it does not.
 pub fn reads_back(text: &str, desired: &Desired) -> Result<(), ConfError> {
     let mut users = desired.users.iter();
-    let read = read(text, |login, user| users.next() == Some((&login, &user)))?;
+    let read = read(text, |line| users.next().is_some_and(|(login, user)| line.is(login, user)))?;
     let Desired { defaults, roles, login_timeout, .. } = desired;
     let same = read.defaults == *defaults
         && read.roles == *roles
@@ -197,27 +199,31 @@ fn locked() -> User {
 }
 
 fn write_user(out: &mut String, login: &str, user: &User) -> std::fmt::Result {
-    let login = quote(login);
-    match &user.credential {
-        Credential::Nkey => write!(out, "    {{nkey: {login}")?,
-        Credential::Password(hash) => {
-            write!(out, "    {{user: {login}, password: {}", quote(&hash.0))?;
-        }
+    let kind = if user.credential == Credential::Nkey { "    {nkey: " } else { "    {user: " };
+    out.push_str(kind);
+    write_quoted(out, login);
+    if let Credential::Password(hash) = &user.credential {
+        out.push_str(", password: ");
+        write_quoted(out, &hash.0);
     }
     match &user.grant {
         Grant::Defaults => (),
-        Grant::Role(name) => write!(out, ", permissions: ${name}")?,
+        Grant::Role(name) => {
+            out.push_str(", permissions: $");
+            out.push_str(name);
+        }
         Grant::Own(rules) => {
-            write!(out, ", permissions: {{")?;
+            out.push_str(", permissions: {");
             write_rules(out, rules, ", ", "")?;
-            write!(out, "}}")?;
+            out.push('}');
         }
     }
     if !user.connection_types.is_empty() {
         let types: Vec<_> = user.connection_types.iter().map(|it| quote(it.as_str())).collect();
         write!(out, ", allowed_connection_types: [{}]", types.join(", "))?;
     }
-    writeln!(out, "}}")
+    out.push_str("}\n");
+    Ok(())
 }
 
 fn write_rules(out: &mut String, rules: &Rules, between: &str, indent: &str) -> std::fmt::Result {
@@ -258,15 +264,47 @@ fn write_list<'a>(
     let several = items.len() != 1;
     let mut between = if several { "[" } else { "" };
     for item in items {
-        write!(out, "{between}{}", quote(item))?;
+        out.push_str(between);
+        write_quoted(out, item);
         between = ", ";
     }
     if several { write!(out, "]") } else { Ok(()) }
 }
 
+/// What a file says of a user.
+struct Line<'a> {
+    login: Cow<'a, str>,
+    /// The hash. `None`: they log in by an nkey.
+    password: Option<Cow<'a, str>>,
+    grant: Grant,
+    connection_types: BTreeSet<ConnectionType>,
+}
+
+impl Line<'_> {
+    fn is(&self, login: &str, user: &User) -> bool {
+        let password = match &user.credential {
+            Credential::Password(hash) => Some(&*hash.0),
+            Credential::Nkey => None,
+        };
+        self.login == login
+            && self.password.as_deref() == password
+            && self.grant == user.grant
+            && self.connection_types == user.connection_types
+    }
+
+    fn user(self) -> User {
+        let password = |hash: Cow<'_, str>| Credential::Password(PasswordHash(hash.into()));
+        User {
+            credential: self.password.map_or(Credential::Nkey, password),
+            grant: self.grant,
+            connection_types: self.connection_types,
+        }
+    }
+}
+
 /// Reads what a file says, if it is only what we write; but each user goes to `take`, which may
 /// refuse it.
-fn read(text: &str, mut take: impl FnMut(String, User) -> bool) -> Result<Desired, ConfError> {
+fn read(text: &str, mut take: impl FnMut(Line<'_>) -> bool) -> Result<Desired, ConfError> {
     let mut desired = None;
     let mut reader = Reader::new(text);
     while let Some((key, line)) = reader.entry(None)? {
@@ -284,7 +322,7 @@ fn read(text: &str, mut take: impl FnMut(String, User) -> bool) -> Result<Desire
 fn authorization(
     reader: &mut Reader<'_>,
     block: usize,
-    take: &mut impl FnMut(String, User) -> bool,
+    take: &mut impl FnMut(Line<'_>) -> bool,
 ) -> Result<Desired, ConfError> {
     let mut desired = Desired::default();
     let (mut defaults, mut has_users) = (None, false);
@@ -320,22 +358,23 @@ fn users(
     reader: &mut Reader<'_>,
     list: usize,
     roles: &BTreeMap<Arc<str>, Rules>,
-    take: &mut impl FnMut(String, User) -> bool,
+    take: &mut impl FnMut(Line<'_>) -> bool,
 ) -> Result<(), ConfError> {
     let mut unused: BTreeSet<&str> = roles.keys().map(|it| &**it).collect();
+    let locked = locked();
     let (mut closed, mut others) = (0, 0);
     if !reader.take('[') {
         return unexpected(list);
     }
     while let Some(item) = reader.item()? {
         let line = reader.line;
-        let (login, user) = user(item, line, roles)?;
+        let user = user(item, line, roles)?;
         if let Grant::Role(name) = &user.grant {
             unused.remove(&**name);
         }
-        if login == LOCKED_USER && user == locked() {
+        if user.is(LOCKED_USER, &locked) {
             closed += 1;
-        } else if login != LOCKED_USER && take(login, user) {
+        } else if user.login != LOCKED_USER && take(user) {
             others += 1;
         } else {
             return unexpected(line);
@@ -348,20 +387,20 @@ fn users(
     }
 }
 
-fn user(
-    item: Node<'_>,
+fn user<'a>(
+    item: Node<'a>,
     line: usize,
     roles: &BTreeMap<Arc<str>, Rules>,
-) -> Result<(String, User), ConfError> {
+) -> Result<Line<'a>, ConfError> {
     let (mut login, mut password) = (None, None);
     let (mut grant, mut connection_types) = (Grant::Defaults, BTreeSet::new());
     let mut nkey = false;
     let Node::Map(entries) = item else { return unexpected(line) };
     for Entry { key, value, .. } in entries {
         match (&*key, value) {
-            ("user", Node::Text(text)) => login = Some(text.into_owned()),
-            ("nkey", Node::Text(text)) => (login, nkey) = (Some(text.into_owned()), true),
-            ("password", Node::Text(text)) => password = Some(PasswordHash(text.into())),
+            ("user", Node::Text(text)) => login = Some(text),
+            ("nkey", Node::Text(text)) => (login, nkey) = (Some(text), true),
+            ("password", Node::Text(text)) => password = Some(text),
             ("permissions", Node::Variable(name)) => {
                 let Some((name, _)) = roles.get_key_value(&*name) else { return unexpected(line) };
                 grant = Grant::Role(Arc::clone(name));
@@ -376,13 +415,12 @@ fn user(
             _ => return unexpected(line),
         }
     }
-    let credential = match (password, nkey) {
-        (Some(hash), false) => Credential::Password(hash),
-        (None, true) => Credential::Nkey,
-        (Some(_), true) | (None, false) => return unexpected(line),
-    };
-    let Some(login) = login else { return unexpected(line) };
-    Ok((login, User { credential, grant, connection_types }))
+    match login {
+        Some(login) if password.is_none() == nkey => {
+            Ok(Line { login, password, grant, connection_types })
+        }
+        Some(_) | None => unexpected(line),
+    }
 }
 
 fn rules(node: &Node<'_>, line: usize) -> Result<Rules, ConfError> {

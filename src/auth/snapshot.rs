@@ -20,23 +20,23 @@ pub struct Snapshot {
 pub struct UserRecord {
     /// The record's id.
     pub id: String,
-    /// The name the client connects with.
-    pub username: String,
+    /// The name the client connects with. What is worked out of the record shares it with that.
+    pub username: Arc<str>,
     /// What the password field holds: a bcrypt hash, one hopes. Empty: none.
     pub password: PasswordHash,
     /// A cheaper hash of the same password, a space, and what the password field held when it was
     /// made. It counts as long as that is what the field holds. Empty: none.
     pub generated_hash: PasswordHash,
     /// A public user nkey, used instead of a password. Empty: none.
-    pub nkey: String,
-    /// Ids of the roles referred to. Empty: no role.
-    pub roles: Vec<String>,
+    pub nkey: Arc<str>,
+    /// Ids of the roles referred to. Empty: no role. Shared by all who refer to the same.
+    pub roles: Arc<[String]>,
     /// Whether the user may connect at all.
     pub active: bool,
     /// What is granted beside the roles. Shared by all to whom it is nothing, which may be many.
     pub permissions: Arc<Permissions>,
-    /// The ways to connect, such as `["STANDARD", "MQTT"]`.
-    pub connection_types: Value,
+    /// The ways to connect, such as `["STANDARD", "MQTT"]`. Shared as well.
+    pub connection_types: Arc<Value>,
 }
 
 /// One record of the roles collection.

@@ -35,14 +35,14 @@ pub(super) fn user(id: &str, fields: Value) -> UserRecord {
     let roles = fields["roles"].as_array().cloned().unwrap_or_default();
     UserRecord {
         id: id.into(),
-        username: text("username"),
+        username: text("username").into(),
         password: PasswordHash(fields["password"].as_str().unwrap_or(HASH).into()),
         generated_hash: PasswordHash(text("generated_hash").into()),
-        nkey: text("nkey"),
+        nkey: text("nkey").into(),
         roles: roles.iter().map(|it| it.as_str().unwrap().into()).collect(),
         active: fields["active"].as_bool().unwrap_or(true),
         permissions: permissions(&fields).into(),
-        connection_types: fields["types"].clone(),
+        connection_types: fields["types"].clone().into(),
     }
 }
 
@@ -399,7 +399,7 @@ fn an_nkey_is_one_users_and_nobody_elses() {
     let policy = Policy { reserved: [NKEY.to_owned()].into(), ..policy() };
     let snapshot = Snapshot { users: vec![holder("ann", NKEY), holder("bob", "")], roles: vec![] };
     let (desired, findings) = Desired::new(&snapshot, &policy);
-    assert!(desired.users.keys().eq(["bob"]));
+    assert!(desired.users.keys().map(|it| &**it).eq(["bob"]));
     assert_eq!(findings[0].problem, Problem::NameReserved);
 }
 
@@ -729,14 +729,14 @@ fn any_user() -> impl Strategy<Value = UserRecord> {
     ("[a-z]{6}", name, hash, nkey, roles, any::<bool>(), any_permissions(), any_json()).prop_map(
         |(id, username, hash, nkey, roles, active, permissions, connection_types)| UserRecord {
             id,
-            username,
+            username: username.into(),
             password: PasswordHash(hash.into()),
             generated_hash: PasswordHash::default(),
-            nkey,
-            roles,
+            nkey: nkey.into(),
+            roles: roles.into(),
             active,
             permissions: permissions.into(),
-            connection_types,
+            connection_types: connection_types.into(),
         },
     )
 }
@@ -770,7 +770,7 @@ fn rights(users: &[UserRecord], roles: &[RoleRecord]) -> BTreeMap<String, (Crede
     desired
         .users
         .iter()
-        .map(|(login, it)| (login.clone(), (it.credential.clone(), desired.rules(it).clone())))
+        .map(|(login, it)| (login.to_string(), (it.credential.clone(), desired.rules(it).clone())))
         .collect()
 }
 
@@ -804,7 +804,7 @@ proptest! {
         let mut more = users.clone();
         more.push(hostile.clone());
         let mut after = rights(&more, &roles);
-        after.retain(|login, _| before.contains_key(login) || (*login != hostile.username && *login != hostile.nkey));
+        after.retain(|login, _| before.contains_key(login) || (**login != *hostile.username && **login != *hostile.nkey));
         prop_assert_eq!(before, after);
     }
 
@@ -820,7 +820,7 @@ proptest! {
         prop_assert_eq!(Changes::between(&reduced, &new).users_losing, Vec::<String>::new());
         let losing = Changes::between(&old, &new).users_losing;
         for (login, user) in &old.users {
-            if !losing.contains(login) {
+            if !losing.iter().any(|it| **it == **login) {
                 let now = &reduced.users[login];
                 prop_assert_eq!((&now.credential, reduced.rules(now)), (&user.credential, old.rules(user)));
             }

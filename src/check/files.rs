@@ -91,7 +91,7 @@ pub(super) async fn main_config(
         replaced(&config, plan, lines);
     }
     if let Some(user) = config.setting("no_auth_user") {
-        let known = plan.is_none_or(|it| it.desired.users.contains_key(&user))
+        let known = plan.is_none_or(|it| it.desired.users.contains_key(&*user))
             || config.account_users().contains(&user);
         lines.push(if known {
             Line::doubtful(
@@ -140,7 +140,7 @@ async fn judge(options: &Options, file: &mut AuthFile, lines: &mut Vec<Line>) {
 
 /// What the include of the auth file replaces, and what it leaves if it should ever be empty.
 fn replaced(config: &MainConfig, plan: Option<&Plan>, lines: &mut Vec<Line>) {
-    let served = |name: &String| plan.is_some_and(|it| it.desired.users.contains_key(name));
+    let served = |name: &String| plan.is_some_and(|it| it.desired.users.contains_key(&**name));
     let lost: Vec<String> = config.replaced_users().into_iter().filter(|it| !served(it)).collect();
     if !lost.is_empty() {
         let add = match &lost[..] {

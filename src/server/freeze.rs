@@ -20,7 +20,7 @@ impl Servers {
         let answers = self.look(GLANCE).await;
         let servers = self.ask.clients(&answers, GLANCE).await?;
         let each = |(name, count): (&String, &usize)| {
-            let cost = desired.users.get(name)?.credential.bcrypt_cost()?;
+            let cost = desired.users.get(&**name)?.credential.bcrypt_cost()?;
             Some(checks(*count, cost))
         };
         let all = |clients: &BTreeMap<String, usize>| clients.iter().filter_map(each).sum();

@@ -125,11 +125,11 @@ impl Trial {
         let (user, writer) = (KeyPair::new_user(), KeyPair::new_user());
         if let Some(known) = desired.users.remove(login) {
             let known = User { credential: Credential::Nkey, connection_types: [].into(), ..known };
-            desired.users.insert(user.public_key(), known);
+            desired.users.insert(user.public_key().into(), known);
         }
         let everything = Subjects::new([Subject::everything()].into(), [].into());
         let rules = Rules { publish: everything, ..Rules::default() };
-        desired.users.insert(writer.public_key(), User::with_nkey(rules));
+        desired.users.insert(writer.public_key().into(), User::with_nkey(rules));
         let config = format!("listen: \"127.0.0.1:-1\"\n{}", render(&desired));
 
         let starting = time::timeout(START, start(program, &config)).await;

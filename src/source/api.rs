@@ -94,14 +94,18 @@ impl Api {
         };
         let request = request.timeout(self.timeout).build().map_err(|it| self.failed(it))?;
         let name = format!("{} {}", request.method(), request.url().path());
-        let response = self.client.execute(request).await.map_err(|it| self.failed(it))?;
+        let mut response = self.client.execute(request).await.map_err(|it| self.failed(it))?;
         let status = response.status();
         if let (true, Some(to)) = (status.is_redirection(), response.headers().get(LOCATION)) {
             let to = self.base.join(&String::from_utf8_lossy(to.as_bytes()));
             let to = to.map_or_else(|_| "…".into(), |it| origin(&it));
             return Err(SourceError::Redirected { request: name, to });
         }
-        let body = response.bytes().await.map_err(|it| self.failed(it))?.into();
+        // As its pieces come, so that a large one is there once.
+        let mut body = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(|it| self.failed(it))? {
+            body.extend_from_slice(&piece);
+        }
         let mut answer = Answer { request: name, status, body };
         if let Some(token) = token.and_then(|it| it.to_str().ok()) {
             answer.hide(token);
@@ -268,6 +272,15 @@ impl Answer {
 
     pub(super) fn json<'a, T: Deserialize<'a>>(&'a self) -> Result<T, SourceError> {
         serde_json::from_slice(&self.body).map_err(|_| self.not_pocketbase())
+    }
+
+    /// Its text.
+    pub(super) fn text(&self) -> Result<&str, SourceError> {
+        str::from_utf8(&self.body).map_err(|_| self.not_pocketbase())
+    }
+
+    pub(super) fn into_body(self) -> Vec<u8> {
+        self.body
     }
 
     /// What PocketBase says of a failure. `None`: it was not PocketBase that answered.

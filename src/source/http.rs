@@ -19,8 +19,8 @@ use super::{
     Kind, Link, Source, SourceError,
     api::{Answer, Api, header},
     realtime::Live,
-    record::{Names, Schema, is_of_auth_collection},
-    view::Row,
+    record::{Names, Raw, Records, Schema, is_of_auth_collection},
+    view::{Export, Row},
 };
 use crate::{
     auth::{RoleRecord, Snapshot, UserRecord},
@@ -50,6 +50,8 @@ pub struct Http {
     resync: Duration,
     /// When the view was last compared with the collections.
     compared: Option<Instant>,
+    /// How many users it had.
+    users: usize,
     live: Option<Live>,
     link: watch::Sender<Link>,
 }
@@ -81,6 +83,7 @@ impl Http {
             renewed: Instant::now(),
             resync: options.resync_interval,
             compared: None,
+            users: 0,
             live: None,
             link: watch::Sender::new(link),
         })
@@ -117,7 +120,7 @@ impl Http {
             return Ok(None);
         }
         let answer = answer.of(view)?;
-        let items = match answer.json() {
+        let mut items = match answer.json() {
             Ok(Page { items }) => items,
             // Any view may have the name, and anything may answer.
             Err(_) if answer.json::<self::Page>().is_ok() => {
@@ -125,7 +128,7 @@ impl Http {
             }
             Err(error) => return Err(error),
         };
-        let Some(row) = items.first() else {
+        let Some(row) = items.pop() else {
             return Err(SourceError::ViewHidden { view: view.clone() });
         };
         if self.compared.is_none_or(|it| it.elapsed() >= self.resync) {
@@ -136,7 +139,10 @@ impl Http {
             row.compare(view, &users.unwrap_or_default(), &roles.unwrap_or_default())?;
             self.compared = Some(Instant::now());
         }
-        row.snapshot(view, &self.names).map(Some)
+        let export = Export::new(row, answer.text()?);
+        let snapshot = export.snapshot(view, &self.names, answer.into_body(), self.users)?;
+        self.users = snapshot.users.len();
+        Ok(Some(snapshot))
     }
 
     /// What this account may know about a collection's fields.
@@ -186,29 +192,29 @@ impl Http {
     /// The users, and how many pages they were on.
     async fn users(&self) -> Result<(Vec<UserRecord>, usize), SourceError> {
         let names = &self.names;
-        let mut users = Vec::new();
+        let mut records = Records::new(names, 0);
+        let fields = names.of_user();
         let pages = self.list(&names.users, |mut record| {
             if !is_of_auth_collection(&record) {
                 record.remove("email");
             }
-            users.push(names.user(|name| record.remove(name))?);
-            Ok(())
+            records.user(|at| record.remove(fields[at]).map(Raw::Value))
         });
         match pages.await {
             Err(SourceError::NoField { field, .. }) if field == names.password => {
                 Err(self.no_password(self.schema(&names.users).await?.as_ref()))
             }
-            pages => pages.map(|it| (users, it)),
+            pages => pages.map(|it| (records.made().users, it)),
         }
     }
 
     async fn roles(&self) -> Result<Vec<RoleRecord>, SourceError> {
-        let mut roles = Vec::new();
+        let mut records = Records::new(&self.names, 0);
+        let fields = Names::of_role();
         let pages = self.list(&self.names.roles, |mut record| {
-            roles.push(self.names.role(|name| record.remove(name))?);
-            Ok(())
+            records.role(|at| record.remove(fields[at]).map(Raw::Value))
         });
-        pages.await.map(|_| roles)
+        pages.await.map(|_| records.made().roles)
     }
 
     /// Looks for what cannot be told from these records.

@@ -1,13 +1,13 @@
 //! What is read of a record, whichever way it came.
 
-use std::sync::Arc;
+use std::{array, borrow::Cow, collections::HashMap, sync::Arc};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::SourceError;
 use crate::{
-    auth::{PasswordHash, Permissions, RoleRecord, UserRecord},
+    auth::{PasswordHash, Permissions, RoleRecord, Snapshot, UserRecord},
     options::PocketBaseOptions,
 };
 
@@ -97,7 +97,6 @@ pub(super) struct Names {
     pub(super) password: String,
     role: String,
     active: String,
-    no_permissions: Arc<Permissions>,
 }
 
 const PERMISSIONS: [&str; 4] = [
@@ -116,25 +115,46 @@ impl Names {
             password: options.password_field.clone(),
             role: options.role_field.clone(),
             active: options.active_field.clone(),
-            no_permissions: Arc::default(),
         }
     }
 
-    /// The fields of a user that mean something to us.
-    pub(super) fn of_user(&self) -> Vec<&str> {
-        let mut names =
-            vec!["id", &self.username, "email", &self.password, &self.role, &self.active, "nkey"];
-        names.extend(PERMISSIONS);
-        names.extend(["allowed_connection_types", "generated_hash"]);
-        names
+    /// The fields of a user that mean something to us, in the order in which [`Records::user`] takes
+    /// them.
+    pub(super) fn of_user(&self) -> [&str; 13] {
+        let Names { username, password, role, active, .. } = self;
+        let [publish, subscribe, publish_deny, subscribe_deny] = PERMISSIONS;
+        [
+            "id",
+            username,
+            "email",
+            password,
+            "generated_hash",
+            "nkey",
+            role,
+            active,
+            publish,
+            subscribe,
+            publish_deny,
+            subscribe_deny,
+            "allowed_connection_types",
+        ]
     }
 
-    /// The fields of a role that mean something to us.
-    pub(super) fn of_role() -> Vec<&'static str> {
-        let mut names = vec!["id", "name"];
-        names.extend(PERMISSIONS);
-        names.extend(["allow_response", "allow_response_max", "allow_response_ttl"]);
-        names
+    /// The fields of a role that mean something to us, in the order in which [`Records::role`] takes
+    /// them.
+    pub(super) fn of_role() -> [&'static str; 9] {
+        let [publish, subscribe, publish_deny, subscribe_deny] = PERMISSIONS;
+        [
+            "id",
+            "name",
+            publish,
+            subscribe,
+            publish_deny,
+            subscribe_deny,
+            "allow_response",
+            "allow_response_max",
+            "allow_response_ttl",
+        ]
     }
 
     /// The fields to read of the users collection. One that is needed and not there is an error.
@@ -168,9 +188,10 @@ impl Names {
 
     /// The fields of the users collection that mean something to us.
     pub(super) fn known_user_fields<'a>(&self, it: &'a Schema) -> Vec<&'a Field> {
-        let mut known = self.of_user();
-        known.retain(|name| *name != "email" || self.username == "email" || self.by_email(it));
-        it.fields.iter().filter(|field| known.contains(&&*field.name)).collect()
+        let known = self.of_user();
+        let named = |name: &str| name != "email" || self.username == "email" || self.by_email(it);
+        let known = |field: &&Field| known.contains(&&*field.name) && named(&field.name);
+        it.fields.iter().filter(known).collect()
     }
 
     /// The fields of the roles collection that mean something to us.
@@ -182,69 +203,166 @@ impl Names {
     fn by_email(&self, it: &Schema) -> bool {
         it.kind == "auth" && it.field(&self.username).is_none()
     }
+}
 
-    /// Makes a user of the fields that `field` gives: each once, `None` if it is not there.
+/// What a field holds, as it came.
+#[derive(Debug)]
+pub(super) enum Raw<'a> {
+    Text(&'a str),
+    /// JSON of any kind, not looked into.
+    Json(&'a str),
+    /// A JSON string that holds such.
+    JsonInJson(&'a str),
+    Value(Value),
+}
+
+impl<'a> Raw<'a> {
+    pub(super) const NULL: Raw<'static> = Raw::Value(Value::Null);
+
+    fn is_null(&self) -> bool {
+        matches!(self, Raw::Json("null") | Raw::JsonInJson("null") | Raw::Value(Value::Null))
+    }
+
+    fn value(self) -> Value {
+        match self {
+            Raw::Text(text) => text.into(),
+            // A database may hold what is no JSON where there should be some.
+            Raw::Json(json) => serde_json::from_str(json).unwrap_or_else(|_| json.into()),
+            Raw::JsonInJson(json) => match Raw::Json(json).value() {
+                Value::String(text) if text.is_empty() => Value::Null,
+                Value::String(text) => Raw::Json(&text).value(),
+                other => other,
+            },
+            Raw::Value(value) => value,
+        }
+    }
+
+    /// As [`text`].
+    fn text(self) -> Cow<'a, str> {
+        if let Raw::Text(text) = self {
+            return text.into();
+        }
+        if let Raw::Json(json) = self
+            && let Some(text) = json.strip_prefix('"').and_then(|it| it.strip_suffix('"'))
+            && !text.contains(['"', '\\'])
+        {
+            return text.into();
+        }
+        text(self.value()).into()
+    }
+}
+
+/// A snapshot in the making. What many records have alike is held once.
+pub(super) struct Records<'a> {
+    names: &'a Names,
+    no_permissions: Arc<Permissions>,
+    no_types: Arc<Value>,
+    /// What fields refer to, by what they hold.
+    references: HashMap<String, Arc<[String]>>,
+    made: Snapshot,
+}
+
+impl<'a> Records<'a> {
+    /// None yet, but so many users are expected.
+    pub(super) fn new(names: &'a Names, expected: usize) -> Records<'a> {
+        Records {
+            names,
+            no_permissions: Arc::default(),
+            no_types: Arc::default(),
+            references: HashMap::new(),
+            made: Snapshot { users: Vec::with_capacity(expected), roles: Vec::new() },
+        }
+    }
+
+    /// All records so far.
+    pub(super) fn made(self) -> Snapshot {
+        self.made
+    }
+
+    /// Makes a user of the fields that `field` gives, by their place in [`Names::of_user`]; `None` if
+    /// it is not there.
     ///
     /// The email must only be given where it may serve as the name.
-    pub(super) fn user(
-        &self,
-        mut field: impl FnMut(&str) -> Option<Value>,
-    ) -> Result<UserRecord, SourceError> {
-        let missing = |name: &str| self.missing(name);
-        let id = text(field("id").ok_or_else(|| missing("id"))?);
-        let active = match field(&self.active).ok_or_else(|| missing(&self.active))? {
+    pub(super) fn user<'v>(
+        &mut self,
+        field: impl FnMut(usize) -> Option<Raw<'v>>,
+    ) -> Result<(), SourceError> {
+        let names = self.names;
+        let missing = |name: &str| names.missing(name);
+        let [id, username, email, password, generated, nkey, role, active, rights @ .., types] =
+            array::from_fn::<_, 13, _>(field);
+        let id = id.ok_or_else(|| missing("id"))?.text().into_owned();
+        let active = match active.ok_or_else(|| missing(&names.active))?.value() {
             Value::Bool(active) => active,
             Value::Number(number) if number.as_u64() == Some(0) => false,
             Value::Number(number) if number.as_u64() == Some(1) => true,
             _ => {
                 return Err(SourceError::WrongType {
-                    collection: self.users.clone(),
-                    field: self.active.clone(),
+                    collection: names.users.clone(),
+                    field: names.active.clone(),
                     wanted: "a bool",
                     record: id,
                 });
             }
         };
-        let username = field(&self.username).or_else(|| field("email"));
-        Ok(UserRecord {
+        let username = username.or(email).ok_or_else(|| missing(&names.username))?;
+        let record = UserRecord {
             id,
-            username: text(username.ok_or_else(|| missing(&self.username))?),
-            password: hash(field(&self.password).ok_or_else(|| missing(&self.password))?),
-            generated_hash: hash(field("generated_hash").unwrap_or_default()),
-            nkey: text(field("nkey").unwrap_or_default()),
-            roles: references(field(&self.role).ok_or_else(|| missing(&self.role))?),
+            username: shared(&username.text()),
+            password: hash(password.ok_or_else(|| missing(&names.password))?),
+            generated_hash: generated.map(hash).unwrap_or_default(),
+            nkey: nkey.map(|it| shared(&it.text())).unwrap_or_default(),
+            roles: self.references(role.ok_or_else(|| missing(&names.role))?),
             active,
-            connection_types: field("allowed_connection_types").unwrap_or_default(),
-            permissions: self.shared(permissions(field)),
-        })
+            permissions: if rights.iter().flatten().all(Raw::is_null) {
+                Arc::clone(&self.no_permissions)
+            } else {
+                permissions(rights).into()
+            },
+            connection_types: match types {
+                Some(types) if !types.is_null() => types.value().into(),
+                Some(_) | None => Arc::clone(&self.no_types),
+            },
+        };
+        self.made.users.push(record);
+        Ok(())
     }
 
-    fn shared(&self, permissions: Permissions) -> Arc<Permissions> {
-        if permissions == *self.no_permissions {
-            Arc::clone(&self.no_permissions)
-        } else {
-            Arc::new(permissions)
+    /// Makes a role of the fields that `field` gives, by their place in [`Names::of_role`]; `None` if
+    /// it is not there.
+    pub(super) fn role<'v>(
+        &mut self,
+        field: impl FnMut(usize) -> Option<Raw<'v>>,
+    ) -> Result<(), SourceError> {
+        let [id, name, rights @ .., respond, max, ttl] = array::from_fn::<_, 9, _>(field);
+        let needed = [id.is_some(), name.is_some(), rights[0].is_some(), rights[1].is_some()];
+        if let Some(at) = needed.iter().position(|there| !there) {
+            return Err(missing(&self.names.roles, Names::of_role()[at], None));
         }
+        let text = |it: Option<Raw<'_>>| it.unwrap_or(Raw::NULL).text().into_owned();
+        let value = |it: Option<Raw<'_>>| it.unwrap_or(Raw::NULL).value();
+        self.made.roles.push(RoleRecord {
+            id: text(id),
+            name: text(name),
+            permissions: permissions(rights),
+            allow_response: value(respond),
+            allow_response_max: value(max),
+            allow_response_ttl: value(ttl),
+        });
+        Ok(())
     }
 
-    /// Makes a role of the fields that `field` gives: each once, `None` if it is not there.
-    pub(super) fn role(
-        &self,
-        mut field: impl FnMut(&str) -> Option<Value>,
-    ) -> Result<RoleRecord, SourceError> {
-        let mut needed = |name: &str| field(name).ok_or_else(|| missing(&self.roles, name, None));
-        let id = text(needed("id")?);
-        let name = text(needed("name")?);
-        let publish = needed(PERMISSIONS[0])?;
-        let subscribe = needed(PERMISSIONS[1])?;
-        Ok(RoleRecord {
-            id,
-            name,
-            allow_response: field("allow_response").unwrap_or_default(),
-            allow_response_max: field("allow_response_max").unwrap_or_default(),
-            allow_response_ttl: field("allow_response_ttl").unwrap_or_default(),
-            permissions: Permissions { publish, subscribe, ..permissions(field) },
-        })
+    /// The ids that a field refers to.
+    fn references(&mut self, field: Raw<'_>) -> Arc<[String]> {
+        let (Raw::Text(it) | Raw::Json(it) | Raw::JsonInJson(it)) = field else {
+            return references(field.value()).into();
+        };
+        if let Some(known) = self.references.get(it) {
+            return Arc::clone(known);
+        }
+        let made: Arc<[String]> = references(field.value()).into();
+        self.references.insert(it.to_owned(), Arc::clone(&made));
+        made
     }
 }
 
@@ -252,18 +370,19 @@ fn missing(collection: &str, field: &str, setting: Option<&'static str>) -> Sour
     SourceError::NoField { collection: collection.into(), field: field.into(), setting }
 }
 
-fn permissions(mut field: impl FnMut(&str) -> Option<Value>) -> Permissions {
+fn permissions(rights: [Option<Raw<'_>>; 4]) -> Permissions {
     let [publish, subscribe, publish_deny, subscribe_deny] =
-        PERMISSIONS.map(|name| field(name).unwrap_or_default());
+        rights.map(|it| it.unwrap_or(Raw::NULL).value());
     Permissions { publish, subscribe, publish_deny, subscribe_deny }
 }
 
-/// All who have none share one.
-fn hash(value: Value) -> PasswordHash {
-    match text(value) {
-        it if it.is_empty() => PasswordHash::default(),
-        it => PasswordHash(it.into()),
-    }
+fn hash(field: Raw<'_>) -> PasswordHash {
+    PasswordHash(shared(&field.text()))
+}
+
+/// All that is empty is one.
+fn shared(text: &str) -> Arc<str> {
+    if text.is_empty() { Arc::default() } else { text.into() }
 }
 
 /// What a field that should hold text holds. Anything else stays visible as its JSON.
@@ -279,8 +398,7 @@ fn text(value: Value) -> String {
 /// user with an unknown role must not become one without a role.
 fn references(value: Value) -> Vec<String> {
     match value {
-        // Boxed on the way: else they keep the room of the JSON values, a hundred bytes for one id.
-        Value::Array(many) => many.into_iter().map(text).collect::<Box<[_]>>().into_vec(),
+        Value::Array(many) => many.into_iter().map(text).collect(),
         one => Some(text(one)).filter(|id| !id.is_empty()).into_iter().collect(),
     }
 }
@@ -315,7 +433,10 @@ mod tests {
             let mut record = json!({
                 "id": "u1", "username": "ann", "password": "", "role_id": "", "active": value,
             });
-            names.user(|name| record.as_object_mut()?.remove(name)).map(|user| user.active).ok()
+            let mut records = Records::new(&names, 1);
+            let fields = names.of_user();
+            let field = |at: usize| record.as_object_mut()?.remove(fields[at]).map(Raw::Value);
+            records.user(field).is_ok().then(|| records.made().users[0].active)
         };
         assert_eq!(active(json!(true)), Some(true));
         assert_eq!(active(json!(1)), Some(true));

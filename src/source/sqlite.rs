@@ -10,6 +10,7 @@
 //!   meanwhile.
 
 use std::{
+    cell::RefCell,
     hash::{BuildHasher as _, Hash as _, Hasher, RandomState},
     io,
     os::unix::fs::MetadataExt as _,
@@ -22,7 +23,6 @@ use std::{
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use reqwest::Url;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, types::ValueRef};
-use serde_json::Value;
 use tokio::{
     sync::{Notify, watch},
     task,
@@ -30,7 +30,7 @@ use tokio::{
 
 use super::{
     Collection, Kind, Link, Source, SourceError,
-    record::{Field, Names, Schema, Stored},
+    record::{Field, Names, Raw, Records, Schema, Stored},
 };
 use crate::{auth::Snapshot, options::PocketBaseOptions};
 
@@ -75,8 +75,8 @@ impl Source for Sqlite {
     }
 }
 
-/// What looks up a field of a record.
-type Lookup<'a> = dyn FnMut(&str) -> Option<Value> + 'a;
+/// What gives a field of a record, by its place among those wanted.
+type Lookup<'a, 'r> = dyn FnMut(usize) -> Option<Raw<'r>> + 'a;
 
 /// What the records were when they were last read: any program may write to the database, and most of
 /// what it writes is nothing to us.
@@ -90,6 +90,7 @@ struct Last {
 #[derive(Debug, Default)]
 struct Read {
     print: Option<u64>,
+    users: usize,
     /// Whether there was a hint since.
     hinted: bool,
     /// Whether the hint before was for nothing.
@@ -98,8 +99,10 @@ struct Read {
 
 impl Last {
     fn snapshot(&self, database: &Database, names: &Names) -> Result<Snapshot, SourceError> {
-        let (snapshot, print) = database.snapshot(names, &self.print)?;
+        let expected = self.read().users;
+        let (snapshot, print) = database.snapshot(names, &self.print, expected)?;
         let mut read = self.read();
+        read.users = snapshot.users.len();
         let same = read.print.replace(print) == Some(print);
         if std::mem::take(&mut read.hinted) {
             read.in_vain = same;
@@ -181,15 +184,19 @@ impl Database {
         Err(SourceError::Torn { readings: READINGS })
     }
 
-    /// The records, and their print.
-    fn snapshot(&self, names: &Names, print: &RandomState) -> Result<(Snapshot, u64), SourceError> {
+    /// The records, and their print. So many users are expected.
+    fn snapshot(
+        &self,
+        names: &Names,
+        print: &RandomState,
+        expected: usize,
+    ) -> Result<(Snapshot, u64), SourceError> {
         self.whole(|file| {
-            let mut snapshot = Snapshot::default();
-            let Snapshot { users, roles } = &mut snapshot;
-            let user = |field: &mut Lookup| names.user(field).map(|it| users.push(it));
-            let role = |field: &mut Lookup| names.role(field).map(|it| roles.push(it));
+            let records = RefCell::new(Records::new(names, expected));
+            let user = |field: &mut Lookup<'_, '_>| records.borrow_mut().user(field);
+            let role = |field: &mut Lookup<'_, '_>| records.borrow_mut().role(field);
             let print = self.read(file, names, print, user, role)?;
-            Ok((snapshot, print))
+            Ok((records.into_inner().made(), print))
         })
     }
 
@@ -203,8 +210,8 @@ impl Database {
         file: File,
         names: &Names,
         print: &RandomState,
-        user: impl FnMut(&mut Lookup) -> Result<(), SourceError>,
-        role: impl FnMut(&mut Lookup) -> Result<(), SourceError>,
+        user: impl FnMut(&mut Lookup<'_, '_>) -> Result<(), SourceError>,
+        role: impl FnMut(&mut Lookup<'_, '_>) -> Result<(), SourceError>,
     ) -> Result<u64, SourceError> {
         let failed = |error| self.failed(error);
         let mut connection = self.connect(file).map_err(failed)?;
@@ -212,8 +219,10 @@ impl Database {
         let users = self.schema(&moment, &names.users)?;
         let roles = self.schema(&moment, &names.roles)?;
         let mut print = print.build_hasher();
-        self.each(&moment, &users, &names.user_fields(&users)?, &mut print, user)?;
-        self.each(&moment, &roles, &Names::role_fields(&roles)?, &mut print, role)?;
+        let fields = names.user_fields(&users)?;
+        self.each(&moment, &users, &fields, &names.of_user(), &mut print, user)?;
+        let fields = Names::role_fields(&roles)?;
+        self.each(&moment, &roles, &fields, &Names::of_role(), &mut print, role)?;
         Ok(print.finish())
     }
 
@@ -243,20 +252,24 @@ impl Database {
         Ok(Schema { name, kind, fields })
     }
 
-    /// Calls `make` for each record with what looks up its fields, which also go into `print`.
+    /// Calls `make` for each record with what gives those of its fields that are `wanted`. All of
+    /// them also go into `print`.
     fn each(
         &self,
         connection: &Connection,
         schema: &Schema,
         fields: &[&Field],
+        wanted: &[&str],
         print: &mut impl Hasher,
-        mut make: impl FnMut(&mut Lookup) -> Result<(), SourceError>,
+        mut make: impl FnMut(&mut Lookup<'_, '_>) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
         let failed = |error| self.failed(error);
         let columns: Vec<_> = fields.iter().map(|field| quoted(&field.name)).collect();
         let columns = columns.join(", ");
         let query = format!("SELECT {columns} FROM {}", quoted(&schema.name));
         (&query, &schema.kind).hash(print);
+        let place = |name: &&str| fields.iter().position(|it| it.name == *name);
+        let places: Vec<Option<usize>> = wanted.iter().map(place).collect();
         let mut statement = connection.prepare(&query).map_err(failed)?;
         let mut rows = statement.query([]).map_err(failed)?;
         while let Some(row) = rows.next().map_err(failed)? {
@@ -270,9 +283,9 @@ impl Database {
                     ValueRef::Blob(bytes) => (4_u8, bytes).hash(print),
                 }
             }
-            make(&mut |name| {
-                let position = fields.iter().position(|field| field.name == name)?;
-                Some(value(row, position, fields[position].stored()))
+            make(&mut |at| {
+                let place = places[at]?;
+                Some(value(row, place, fields[place].stored()))
             })?;
         }
         Ok(())
@@ -295,22 +308,20 @@ fn quoted(name: &str) -> String {
 }
 
 /// The value of a column, as the API would show it.
-fn value(row: &Row<'_>, position: usize, stored: Stored) -> Value {
-    let plain = match row.get_ref(position) {
-        Ok(ValueRef::Integer(number)) => Value::from(number),
-        Ok(ValueRef::Real(number)) => Value::from(number),
-        Ok(ValueRef::Text(text) | ValueRef::Blob(text)) => {
-            Value::String(String::from_utf8_lossy(text).into_owned())
+fn value<'r>(row: &'r Row<'_>, place: usize, stored: Stored) -> Raw<'r> {
+    match (row.get_ref(place), stored) {
+        (Ok(ValueRef::Integer(number)), Stored::Bool) => Raw::Value((number != 0).into()),
+        (Ok(ValueRef::Integer(number)), Stored::AsIs | Stored::Json) => Raw::Value(number.into()),
+        (Ok(ValueRef::Real(number)), _) => Raw::Value(number.into()),
+        (Ok(ValueRef::Text(b"") | ValueRef::Blob(b"")), Stored::Json) => Raw::NULL,
+        (Ok(ValueRef::Text(text) | ValueRef::Blob(text)), _) => {
+            match (str::from_utf8(text), stored) {
+                (Ok(text), Stored::Json) => Raw::Json(text),
+                (Ok(text), Stored::AsIs | Stored::Bool) => Raw::Text(text),
+                (Err(_), _) => Raw::Value(String::from_utf8_lossy(text).into()),
+            }
         }
-        Ok(ValueRef::Null) | Err(_) => Value::Null,
-    };
-    match (stored, plain) {
-        (Stored::Bool, Value::Number(number)) => Value::Bool(number.as_i64() != Some(0)),
-        (Stored::Json, Value::String(text)) if text.is_empty() => Value::Null,
-        (Stored::Json, Value::String(text)) => {
-            serde_json::from_str(&text).unwrap_or(Value::String(text))
-        }
-        (Stored::AsIs | Stored::Bool | Stored::Json, plain) => plain,
+        (Ok(ValueRef::Null) | Err(_), _) => Raw::NULL,
     }
 }
 

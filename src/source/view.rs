@@ -1,35 +1,39 @@
 //! The export view: a view collection of one row that carries both collections, so that one
 //! request reads them as of one moment. It is made and read here.
 //!
-//! The row has the id [`VIEW_ID`] and three JSON columns:
+//! The row has the id [`VIEW_ID`] and three columns:
 //!
 //! ```json
 //! {
 //!   "carries": {
 //!     "format": 1,
-//!     "users": {"collection": "nats_users", "fields": ["id", "username", "password", "active"]},
-//!     "roles": {"collection": "nats_roles", "fields": ["id", "name"]}
+//!     "users": {
+//!       "collection": "nats_users", "fields": ["id", "username", "password", "role_id", "active"],
+//!       "json": ["role_id"], "bool": ["active"]
+//!     },
+//!     "roles": {"collection": "nats_roles", "fields": ["id", "name"], "json": [], "bool": []}
 //!   },
-//!   "users": [["u5k2…", "ann", "$2a$10$…", true]],
-//!   "roles": [["r8d1…", "admin"]]
+//!   "users": "[[\"u5k2…\",\"ann\",\"$2a$10$…\",\"[\\\"r8d1…\\\"]\",1]]",
+//!   "roles": "[[\"r8d1…\",\"admin\"]]"
 //! }
 //! ```
 //!
-//! `carries` says what the arrays of the other two hold, in which order. Values look as in the
-//! API, except that hidden and password-type fields are there too: an expression in a view is no
-//! longer the field it reads.
+//! `carries` says what the arrays in the other two hold, in which order. They are as the database has
+//! them, so hidden and password-type fields are there too; those in `json` are text that holds JSON,
+//! those in `bool` 0 or 1. The two are text, and not what PocketBase takes for JSON, as that it looks
+//! through again and again: of all ways to have it make them, this one takes it the least time.
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use serde::{
     Deserialize, Deserializer,
     de::{DeserializeSeed, SeqAccess, Visitor},
 };
-use serde_json::{Value, value::RawValue};
+use serde_json::value::RawValue;
 
 use super::{
     SourceError,
-    record::{Field, Names, Schema, Stored},
+    record::{Field, Names, Raw, Records, Schema, Stored},
 };
 use crate::{auth::Snapshot, options::PocketBaseOptions};
 
@@ -63,9 +67,9 @@ pub fn export_view_query(
 /// Everything that the row of an export view says, as the API gives it.
 pub fn read_export(row: &str, options: &PocketBaseOptions) -> Result<Snapshot, SourceError> {
     let view = &options.export_view;
-    let row: Row<'_> =
-        serde_json::from_str(row).map_err(|_| SourceError::ViewUnknown { view: view.clone() })?;
-    row.snapshot(view, &Names::new(options))
+    let unknown = |_| SourceError::ViewUnknown { view: view.clone() };
+    let export = serde_json::from_str(row).map(|it| Export::new(it, row)).map_err(unknown)?;
+    export.snapshot(view, &Names::new(options), row.as_bytes().to_vec(), 0)
 }
 
 /// One collection in the query.
@@ -88,26 +92,27 @@ impl<'a> Carrier<'a> {
     }
 
     fn description(&self) -> String {
-        let names: Vec<_> = self.fields.iter().map(|field| format!("'{}'", field.name)).collect();
-        let names = names.join(", ");
-        format!("json_object('collection', '{}', 'fields', json_array({names}))", self.collection)
+        let names = |wanted: fn(Stored) -> bool| {
+            let names = self.fields.iter().filter(|it| wanted(it.stored()));
+            let names: Vec<_> = names.map(|it| format!("'{}'", it.name)).collect();
+            format!("json_array({})", names.join(", "))
+        };
+        format!(
+            "json_object('collection', '{}', 'fields', {}, 'json', {}, 'bool', {})",
+            self.collection,
+            names(|_| true),
+            names(|it| matches!(it, Stored::Json)),
+            names(|it| matches!(it, Stored::Bool)),
+        )
     }
 
     fn rows(&self) -> String {
-        let values: Vec<_> = self.fields.iter().map(|field| value(field)).collect();
+        let values: Vec<_> = self.fields.iter().map(|it| format!("t.\"{}\"", it.name)).collect();
         let values = values.join(", ");
-        format!("(SELECT json_group_array(json_array({values})) FROM \"{}\" t)", self.collection)
-    }
-}
-
-fn value(field: &Field) -> String {
-    let column = format!("t.\"{}\"", field.name);
-    match field.stored() {
-        Stored::AsIs => column,
-        Stored::Bool => format!("json(CASE WHEN {column} THEN 'true' ELSE 'false' END)"),
-        Stored::Json => format!(
-            "CASE WHEN json_valid({column}) THEN json({column}) ELSE nullif({column}, '') END"
-        ),
+        format!(
+            "CAST((SELECT json_group_array(json_array({values})) FROM \"{}\" t) AS TEXT)",
+            self.collection
+        )
     }
 }
 
@@ -121,6 +126,13 @@ pub(super) struct Row<'a> {
     roles: &'a RawValue,
 }
 
+/// Where an answer has the rows of both collections.
+pub(super) struct Export {
+    carries: Carries,
+    users: Range<usize>,
+    roles: Range<usize>,
+}
+
 #[derive(Deserialize)]
 struct Carries {
     format: u32,
@@ -132,37 +144,13 @@ struct Carries {
 struct Carried {
     collection: String,
     fields: Vec<String>,
+    #[serde(default)]
+    json: Vec<String>,
+    #[serde(default)]
+    bool: Vec<String>,
 }
 
 impl Row<'_> {
-    /// Everything that the row of the view named `view` says.
-    pub(super) fn snapshot(&self, view: &str, names: &Names) -> Result<Snapshot, SourceError> {
-        if self.carries.format != FORMAT {
-            return Err(SourceError::ViewUnknown { view: view.into() });
-        }
-        for (carried, wanted) in
-            [(&self.carries.users, &names.users), (&self.carries.roles, &names.roles)]
-        {
-            if carried.collection != *wanted {
-                return Err(SourceError::ViewOfOther {
-                    view: view.into(),
-                    carried: carried.collection.clone(),
-                    wanted: wanted.clone(),
-                });
-            }
-        }
-        let mut snapshot = Snapshot::default();
-        self.carries.users.each(view, self.users, |field| {
-            snapshot.users.push(names.user(field)?);
-            Ok(())
-        })?;
-        self.carries.roles.each(view, self.roles, |field| {
-            snapshot.roles.push(names.role(field)?);
-            Ok(())
-        })?;
-        Ok(snapshot)
-    }
-
     /// Refuses the view if the collections have fields, known to us, that it lacks.
     pub(super) fn compare(
         &self,
@@ -183,37 +171,144 @@ impl Row<'_> {
     }
 }
 
+impl Export {
+    /// A row that was read from this answer.
+    pub(super) fn new(row: Row<'_>, answer: &str) -> Export {
+        let place = |raw: &RawValue| {
+            let start = raw.get().as_ptr() as usize - answer.as_ptr() as usize;
+            start..start + raw.get().len()
+        };
+        Export { users: place(row.users), roles: place(row.roles), carries: row.carries }
+    }
+
+    /// Everything that the row of the view named `view` says. The answer is used up, as it may be
+    /// large. So many users are expected.
+    pub(super) fn snapshot(
+        self,
+        view: &str,
+        names: &Names,
+        mut answer: Vec<u8>,
+        expected: usize,
+    ) -> Result<Snapshot, SourceError> {
+        let Export { carries, users, roles } = self;
+        if carries.format != FORMAT {
+            return Err(SourceError::ViewUnknown { view: view.into() });
+        }
+        for (carried, wanted) in [(&carries.users, &names.users), (&carries.roles, &names.roles)] {
+            if carried.collection != *wanted {
+                return Err(SourceError::ViewOfOther {
+                    view: view.into(),
+                    carried: carried.collection.clone(),
+                    wanted: wanted.clone(),
+                });
+            }
+        }
+        let unknown = || SourceError::ViewUnknown { view: view.into() };
+        let mut records = Records::new(names, expected);
+        let rows = unquoted(&mut answer[roles]).ok_or_else(unknown)?;
+        carries.roles.each(view, rows, &Names::of_role(), |row| records.role(row))?;
+        let rows = unquoted(&mut answer[users]).ok_or_else(unknown)?;
+        carries.users.each(view, rows, &names.of_user(), |row| records.user(row))?;
+        Ok(records.made())
+    }
+}
+
 impl Carried {
-    /// Calls `make` for each record with what looks up its fields.
-    fn each(
+    /// Calls `make` for each record with what gives those of its fields that are `wanted`, by their
+    /// place there.
+    fn each<'r>(
         &self,
         view: &str,
-        rows: &RawValue,
-        mut make: impl FnMut(&mut dyn FnMut(&str) -> Option<Value>) -> Result<(), SourceError>,
+        rows: &'r str,
+        wanted: &[&str],
+        mut make: impl FnMut(&mut dyn FnMut(usize) -> Option<Raw<'r>>) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
-        let mut failed = None;
-        let each = |mut row: Vec<Value>| {
-            let field = &mut |name: &str| {
-                let position = self.fields.iter().position(|it| it == name)?;
-                row.get_mut(position).map(Value::take)
+        let place = |name: &&str| {
+            let place = self.fields.iter().position(|it| it == name)?;
+            let stored = if self.json.iter().any(|it| it == name) {
+                Stored::Json
+            } else if self.bool.iter().any(|it| it == name) {
+                Stored::Bool
+            } else {
+                Stored::AsIs
             };
+            Some((place, stored))
+        };
+        let places: Vec<Option<(usize, Stored)>> = wanted.iter().map(place).collect();
+        let mut failed = None;
+        let each = |row: &[&'r RawValue]| {
             if failed.is_none() {
-                failed = make(field).err();
+                let mut field = |at: usize| {
+                    let (place, stored) = places[at]?;
+                    let json = row.get(place)?.get();
+                    Some(match stored {
+                        Stored::AsIs => Raw::Json(json),
+                        Stored::Json => Raw::JsonInJson(json),
+                        Stored::Bool if json == "0" => Raw::Value(false.into()),
+                        Stored::Bool if json == "1" => Raw::Value(true.into()),
+                        Stored::Bool => Raw::Json(json),
+                    })
+                };
+                failed = make(&mut field).err();
             }
         };
-        match (Rows { each }).deserialize(&mut serde_json::Deserializer::from_str(rows.get())) {
+        match (Each { each }).deserialize(&mut serde_json::Deserializer::from_str(rows)) {
             Ok(()) => failed.map_or(Ok(()), Err),
             Err(_) => Err(SourceError::ViewUnknown { view: view.into() }),
         }
     }
 }
 
+/// What a JSON string says, in its own room. What is no string says what it is.
+fn unquoted(json: &mut [u8]) -> Option<&str> {
+    if json.first() != Some(&b'"') {
+        return str::from_utf8(json).ok();
+    }
+    let (mut read, mut written, end) = (1, 0, json.len() - 1);
+    while read < end {
+        let plain = json[read..end].iter().position(|it| *it == b'\\').unwrap_or(end - read);
+        json.copy_within(read..read + plain, written);
+        (read, written) = (read + plain, written + plain);
+        if read < end {
+            let (it, length) = escaped(&json[read..end])?;
+            // An escape is longer than what it stands for.
+            written += it.encode_utf8(&mut json[written..]).len();
+            read += length;
+        }
+    }
+    str::from_utf8(&json[..written]).ok()
+}
+
+/// What the escape at the beginning stands for, and its length.
+fn escaped(text: &[u8]) -> Option<(char, usize)> {
+    let unit =
+        |at: usize| u16::from_str_radix(str::from_utf8(text.get(at..at + 4)?).ok()?, 16).ok();
+    let it = match text.get(1)? {
+        b'b' => '\u{8}',
+        b'f' => '\u{c}',
+        b'n' => '\n',
+        b'r' => '\r',
+        b't' => '\t',
+        it @ (b'"' | b'\\' | b'/') => (*it).into(),
+        b'u' => {
+            let one = unit(2)?;
+            if let Some(it) = char::from_u32(one.into()) {
+                return Some((it, 6));
+            }
+            let other = text[6..].starts_with(b"\\u").then(|| unit(8))??;
+            return Some((char::decode_utf16([one, other]).next()?.ok()?, 12));
+        }
+        _ => return None,
+    };
+    Some((it, 2))
+}
+
 /// Hands on one row after the other, so that a large collection is never there as JSON values.
-struct Rows<F> {
+struct Each<F> {
     each: F,
 }
 
-impl<'de, F: FnMut(Vec<Value>)> DeserializeSeed<'de> for Rows<F> {
+impl<'de, F: FnMut(&[&'de RawValue])> DeserializeSeed<'de> for Each<F> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -221,7 +316,7 @@ impl<'de, F: FnMut(Vec<Value>)> DeserializeSeed<'de> for Rows<F> {
     }
 }
 
-impl<'de, F: FnMut(Vec<Value>)> Visitor<'de> for Rows<F> {
+impl<'de, F: FnMut(&[&'de RawValue])> Visitor<'de> for Each<F> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -229,9 +324,63 @@ impl<'de, F: FnMut(Vec<Value>)> Visitor<'de> for Rows<F> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut rows: A) -> Result<(), A::Error> {
-        while let Some(row) = rows.next_element()? {
-            (self.each)(row);
+        let mut row = Vec::new();
+        while rows.next_element_seed(Fill(&mut row))?.is_some() {
+            (self.each)(&row);
         }
         Ok(())
+    }
+}
+
+/// Reads one row, into the room of the one before.
+struct Fill<'a, 'de>(&'a mut Vec<&'de RawValue>);
+
+impl<'de> DeserializeSeed<'de> for Fill<'_, 'de> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Fill<'_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<(), A::Error> {
+        self.0.clear();
+        while let Some(value) = values.next_element()? {
+            self.0.push(value);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_string_is_read_in_its_own_room_as_any_reader_reads_it() {
+        for json in [
+            r#""""#,
+            r#""plain""#,
+            r#""[[\"a\",\"b\\\\c\"]]""#,
+            r#""\b\f\n\r\t\/\\\"""#,
+            r#""\u003c\u00e9\u20ac\ud83d\ude00é€😀""#,
+            r#""\u0000""#,
+            r#""\\u0041""#,
+        ] {
+            let wanted: String = serde_json::from_str(json).unwrap();
+            assert_eq!(unquoted(&mut json.as_bytes().to_vec()), Some(&*wanted), "{json}");
+        }
+        for json in [r#""\ud83d""#, r#""\ud83d\u0041""#, r#""\ude00\ud83d""#, r#""\ud83dx""#] {
+            assert!(serde_json::from_str::<String>(json).is_err(), "{json}");
+            assert_eq!(unquoted(&mut json.as_bytes().to_vec()), None, "{json}");
+        }
+        assert_eq!(unquoted(&mut b"[[1]]".to_vec()), Some("[[1]]"));
     }
 }

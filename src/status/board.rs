@@ -236,17 +236,17 @@ impl Board {
 
     /// What the source has.
     pub(crate) fn counts(&mut self, snapshot: &Snapshot, findings: &[Finding]) {
-        let names: HashMap<&str, &str> =
-            snapshot.roles.iter().map(|it| (it.id.as_str(), it.name.as_str())).collect();
-        let mut users_per_role: BTreeMap<&str, usize> =
-            names.values().map(|name| (*name, 0)).collect();
+        let mut counts: HashMap<&str, usize> = HashMap::new();
         for user in snapshot.users.iter().filter(|it| it.active) {
-            for role in user.roles.iter().filter_map(|it| names.get(it.as_str())) {
-                *users_per_role.entry(role).or_default() += 1;
+            for role in user.roles.iter() {
+                *counts.entry(role).or_default() += 1;
             }
         }
-        let users_per_role =
-            users_per_role.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+        let mut users_per_role = BTreeMap::new();
+        for role in &snapshot.roles {
+            let count = counts.get(role.id.as_str()).copied().unwrap_or_default();
+            *users_per_role.entry(role.name.clone()).or_default() += count;
+        }
         let findings = (self.findings != findings).then(|| {
             self.findings = findings.to_vec();
             Arc::new(Findings::new(findings, self.dashboard.as_ref()))

@@ -157,8 +157,8 @@ fn before() -> Desired {
     static QUICK: LazyLock<Vec<String>> =
         LazyLock::new(|| LOSING.iter().chain(&KEEPING).map(|it| bcrypt(it)).collect());
     let names = LOSING.iter().chain(&KEEPING).zip(&*QUICK);
-    let quick = names.map(|(name, hash)| ((*name).to_owned(), user(hash, &["a", "b"])));
-    let busy = ("busy".to_owned(), user(&BUSY, &["a", "b"]));
+    let quick = names.map(|(name, hash)| ((*name).into(), user(hash, &["a", "b"])));
+    let busy = ("busy".into(), user(&BUSY, &["a", "b"]));
     Desired { users: quick.chain([busy]).collect(), ..Desired::default() }
 }
 
@@ -263,7 +263,7 @@ async fn many_users_are_sent_away_and_nobody_else() {
     let hash = bcrypt("pass");
     let with = |subjects: &[&str]| {
         let mut desired = before();
-        desired.users.extend(names.iter().map(|it| (it.clone(), user(&hash, subjects))));
+        desired.users.extend(names.iter().map(|it| (it.as_str().into(), user(&hash, subjects))));
         desired
     };
     assert!(in_step(&town.write(&before(), &with(&["a", "b"])).await));
@@ -287,7 +287,7 @@ async fn nobody_is_overlooked_among_very_many_connections() {
     let hash = bcrypt("pass");
     let with = |subjects: &[&str], same: &[&str]| {
         let mut desired = before();
-        desired.users.extend(names.iter().map(|it| (it.clone(), user(&hash, subjects))));
+        desired.users.extend(names.iter().map(|it| (it.as_str().into(), user(&hash, subjects))));
         desired.users.get_mut("same").unwrap().grant = may_publish(same);
         desired
     };

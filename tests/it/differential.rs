@@ -408,9 +408,9 @@ impl Dice {
         }
         UserRecord {
             generated_hash: PasswordHash::default(),
-            nkey: if self.percent(10) { pair(&id).public_key() } else { String::new() },
+            nkey: if self.percent(10) { pair(&id).public_key().into() } else { "".into() },
             id,
-            username,
+            username: username.into(),
             password,
             roles: (0..count).map(|_| role(self)).collect(),
             active: self.percent(95),
@@ -419,7 +419,7 @@ impl Dice {
             } else {
                 Permissions::default().into()
             },
-            connection_types: types,
+            connection_types: types.into(),
         }
     }
 

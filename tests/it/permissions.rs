@@ -313,11 +313,11 @@ fn what_would_reject_the_whole_file_is_left_out_of_it() {
     ];
     for version in VERSIONS {
         let mut types = user("types", &[]);
-        types.connection_types = json!(["FAX", "STANDARD", "IN_PROCESS"]);
+        types.connection_types = json!(["FAX", "STANDARD", "IN_PROCESS"]).into();
         let mut fax = user("fax", &[]);
-        fax.connection_types = json!(["FAX"]);
+        fax.connection_types = json!(["FAX"]).into();
         let mut mqtt = user("mqtt", &[]);
-        mqtt.connection_types = json!(["MQTT"]);
+        mqtt.connection_types = json!(["MQTT"]).into();
         let users = [
             user("ann", &["r"]),
             user("twin", &[]),
@@ -408,7 +408,7 @@ fn who_may_respond_may_do_so_and_no_more() {
 fn an_nkey_lets_in_its_holder_and_nobody_else() {
     let (key, other) = (KeyPair::new_user(), KeyPair::new_user());
     for version in VERSIONS {
-        let device = UserRecord { nkey: key.public_key(), ..user("device", &["r"]) };
+        let device = UserRecord { nkey: key.public_key().into(), ..user("device", &["r"]) };
         // Whoever takes the key for a name must not reject the file, nor lock the holder out.
         let squatter = user(&key.public_key(), &[]);
         let broken = UserRecord { nkey: "UBROKEN".into(), ..user("broken", &[]) };

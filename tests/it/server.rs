@@ -91,7 +91,7 @@ fn letting_in(users: &[&str]) -> Desired {
     let user = |name: &&str| {
         let credential = Credential::Password(PasswordHash(bcrypt(name).into()));
         let user = User { credential, grant: Grant::Defaults, connection_types: [].into() };
-        ((*name).to_owned(), user)
+        ((*name).into(), user)
     };
     Desired { users: users.iter().map(user).collect(), ..Desired::default() }
 }

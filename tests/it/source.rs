@@ -273,7 +273,7 @@ fn every_way_of_reading_gives_the_same_snapshot() {
             assert_eq!((viewed.users.len(), viewed.roles.len()), (13, 13));
             let named = |number: usize| {
                 let name = format!("user{number}@example.com");
-                viewed.users.iter().find(|it| it.username == name).unwrap()
+                viewed.users.iter().find(|it| *it.username == name).unwrap()
             };
             for (number, value) in all_sorts().into_iter().enumerate() {
                 let user = named(number);
@@ -314,7 +314,7 @@ fn optional_fields_may_be_absent() {
         make_view(&pb);
         assert_eq!(listed, snapshot(&over_http(&pb)));
         assert_eq!(listed, snapshot(&from_file(&pb)));
-        assert_eq!(listed.users[0].roles, [role]);
+        assert_eq!(*listed.users[0].roles, [role]);
         assert_eq!(listed.users[0].permissions.publish, Value::Null);
         assert_eq!(listed.roles[0].permissions.subscribe, json!(["b"]));
         assert_eq!(listed.roles[0].allow_response, Value::Null);
