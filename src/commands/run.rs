@@ -28,6 +28,8 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     loop {
         let mut next = None;
         let stop = async {
+            // Who waits for this has the lock, so nobody goes back to the former settings.
+            former = None;
             loop {
                 tokio::select! {
                     () = &mut shutdown => return,

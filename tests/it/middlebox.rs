@@ -5,7 +5,7 @@ use std::{
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
 };
@@ -30,6 +30,7 @@ pub(crate) enum Fate {
 pub(crate) struct Middlebox {
     address: SocketAddr,
     over: Arc<AtomicBool>,
+    open: Arc<AtomicUsize>,
 }
 
 impl Middlebox {
@@ -41,16 +42,28 @@ impl Middlebox {
         let address = listener.local_addr().unwrap();
         let over = Arc::new(AtomicBool::new(false));
         let (is_over, decide) = (over.clone(), Arc::new(decide));
+        let open = Arc::new(AtomicUsize::new(0));
+        let count = open.clone();
         thread::spawn(move || {
             for client in listener.incoming() {
                 if is_over.load(Ordering::SeqCst) {
                     return;
                 }
                 let (client, decide, over) = (client.unwrap(), decide.clone(), is_over.clone());
-                thread::spawn(move || serve(client, upstream, &*decide, &over));
+                let count = count.clone();
+                thread::spawn(move || {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    serve(client, upstream, &*decide, &over);
+                    count.fetch_sub(1, Ordering::SeqCst);
+                });
             }
         });
-        Middlebox { address, over }
+        Middlebox { address, over, open }
+    }
+
+    /// How many connections go through it.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::SeqCst)
     }
 
     pub(crate) fn url(&self) -> String {

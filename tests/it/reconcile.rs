@@ -371,6 +371,22 @@ fn hangup_reads_the_settings_again_and_bad_ones_change_nothing() {
 }
 
 #[test]
+fn hangup_with_another_address_leaves_the_former_one() {
+    let (pb, nats, mut pb_nats, clerk) = town();
+    let former = Middlebox::start(pb.address(), |_| Fate::Pass);
+    pb_nats.set("pocketbase.url", former.url());
+    let running = pb_nats.run();
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+    eventually("the live connection is there", || (former.open() > 0).then_some(()));
+    pb_nats.set("pocketbase.url", pb.url());
+    running.signal(Signal::HUP);
+    eventually("nothing goes to the former address", || (former.open() == 0).then_some(()));
+    running.wait_for(|it| it.contains("the settings were read again"));
+    pb.update("nats_users", &clerk.ann, &json!({"active": false}));
+    eventually("ann is out", || (!nats.accepts("ann", PASSWORD)).then_some(()));
+}
+
+#[test]
 fn without_a_live_connection_changes_come_with_the_resync_and_that_is_said() {
     let (pb, nats, mut pb_nats, clerk) = town();
     let middlebox = Middlebox::start(pb.address(), |head| {
