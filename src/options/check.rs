@@ -104,6 +104,11 @@ impl Options {
              into the system account without a log-in",
         );
         note(
+            "debounce_cut_short",
+            sync.debounce > sync.max_wait,
+            "`sync.debounce` is longer than `sync.max_wait`, which is all that a change waits",
+        );
+        note(
             "no_limit",
             matches!(sync.max_removed, MaxRemoved::Share(share) if share >= 1.0),
             "`sync.max_removed` is 100%: only the loss of all records is held back",
@@ -333,12 +338,6 @@ impl NatsOptions {
 impl SyncOptions {
     /// See [`Options::check`].
     pub fn check(&self) -> Result<(), OptionsError> {
-        refuse(
-            self.debounce > self.max_wait,
-            "sync.debounce",
-            "`debounce` is longer than `max_wait`",
-            "raise `max_wait` or lower `debounce`",
-        )?;
         refuse(
             matches!(self.max_removed, MaxRemoved::Share(it) if !(0.0..=1.0).contains(&it)),
             "sync.max_removed",
