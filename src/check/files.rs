@@ -60,7 +60,7 @@ pub(super) async fn main_config(
                 "`nats.config_file` is not set, so nobody looks whether nats-server includes the auth file",
                 "set it to the main config",
             ));
-            judge(options, file, lines).await;
+            judge(options, file, None, lines).await;
             return None;
         }
         Err(error) => {
@@ -86,7 +86,7 @@ pub(super) async fn main_config(
             Line::wrong("main_config.overridden", text, Some(Placement::HINT.into()))
         }
     });
-    judge(options, file, lines).await;
+    judge(options, file, Some(&config), lines).await;
     if in_force {
         replaced(&config, plan, lines);
     }
@@ -115,7 +115,13 @@ pub(super) async fn main_config(
 }
 
 /// What nats-server itself thinks of the config.
-async fn judge(options: &Options, file: &mut AuthFile, lines: &mut Vec<Line>) {
+async fn judge(
+    options: &Options,
+    file: &mut AuthFile,
+    config: Option<&MainConfig>,
+    lines: &mut Vec<Line>,
+) {
+    let unknown = config.is_some_and(|it| matches!(it.placement(), Placement::Unknown(_)));
     let program = options.nats.server_binary.display();
     match file.judgement().await {
         None => lines.push(Line::doubtful(
@@ -123,10 +129,16 @@ async fn judge(options: &Options, file: &mut AuthFile, lines: &mut Vec<Line>) {
             format!("`{program}` cannot be run, so nothing judges a config beforehand"),
             "set `nats.server_binary`, if nats-server is on this machine",
         )),
-        Some(Err(said)) => lines.push(Line::doubtful(
+        // It also refuses what only warrants a warning, and what it cannot read in our name.
+        Some(Err(said)) if !unknown => lines.push(Line::doubtful(
             "main_config.refused",
             format!("`nats-server -t` has something against it: {said}"),
             "mend it, else nats-server may neither reload nor start",
+        )),
+        Some(Err(said)) => lines.push(Line::wrong(
+            "main_config.refused",
+            format!("`nats-server -t` does not understand it either: {said}"),
+            Some("mend it, else nats-server neither reloads nor starts".into()),
         )),
         Some(Ok(())) if options.nats.config_file.is_some() => {
             lines.push(Line::good(

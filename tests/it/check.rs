@@ -374,6 +374,19 @@ fn a_main_config_that_cannot_be_read_is_told_once() {
     town.check().says("main_config.not_set", &["set it to the main config"]);
 }
 
+#[test]
+fn a_main_config_that_nobody_understands_is_wrong_and_one_that_is_doubted_is_not() {
+    let town = Town::start();
+    let codes = ["main_config.not_understood", "main_config.refused"];
+    let good = edit(&town.nats, "authorization {\n", "write_deadline: 5\nauthorization {\n");
+    let checked = town.check();
+    assert_eq!(checked.line(codes[1])["verdict"], "doubtful", "nats-server warns of it");
+    write(town.nats.config_file(), format!("{good}\njetstream {{"));
+    let checked = town.check();
+    checked.says(codes[0], &["expected `}`"]).says(codes[1], &["EOF", "mend it"]);
+    assert_eq!((checked.code, &checked.line(codes[1])["verdict"]), (1, &json!("wrong")));
+}
+
 /// `nats-server -t` has nothing against them, and every reload would fail.
 #[test]
 fn a_change_that_takes_a_restart_is_named_before_a_reload_fails() {
