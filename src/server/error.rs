@@ -25,7 +25,7 @@ pub enum ServerError {
         source: io::Error,
     },
     /// The reload command failed. Whether a server reloaded all the same, only the server knows.
-    #[error("the reload command `{program}` failed ({status}): {output}")]
+    #[error("the reload command `{program}` failed ({status}){}", behind(output))]
     CommandFailed {
         /// Its first word.
         program: String,
@@ -35,7 +35,7 @@ pub enum ServerError {
         output: String,
     },
     /// The reload command was ended, with all that it had started.
-    #[error("the reload command `{program}` did not end within {after:?}: {output}")]
+    #[error("the reload command `{program}` did not end within {after:?}{}", behind(output))]
     CommandHung {
         /// Its first word.
         program: String,
@@ -285,4 +285,9 @@ impl ServerError {
         };
         Some(hint)
     }
+}
+
+/// What a command said, behind what became of it.
+fn behind(output: &str) -> String {
+    if output.is_empty() { String::new() } else { format!(": {output}") }
 }

@@ -562,6 +562,11 @@ async fn a_reload_command_that_does_not_work_is_said_so_and_tried_again() {
     assert!(said.contains("`sh` failed (exit status: 3): no\nidea"), "{said}");
     assert!(!said.contains("secret"), "{said}");
 
+    house.again(nats.dir(), trying("false"));
+    let said = why(&house.unchanged().await);
+    assert!(said.contains("`false` failed (exit status: 1)"), "{said}");
+    assert!(!said.contains("status: 1):"), "of nothing nothing is told: {said}");
+
     house.again(nats.dir(), trying("sh -c 'echo $$ >pid; echo waiting; sleep 1000 & wait'"));
     let said = why(&house.unchanged().await);
     assert!(said.contains("`sh` did not end within") && said.contains("waiting"), "{said}");
