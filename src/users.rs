@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// bcrypt's lowest cost: enough for what cannot be guessed.
-const CHEAP: u32 = 4;
+pub const CHEAP: u32 = 4;
 /// The cost for passwords that people choose; PocketBase's own.
 const USUAL: u32 = 10;
 /// The field that every auth collection has.

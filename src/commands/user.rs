@@ -143,6 +143,13 @@ impl Change {
         }
         let cost = stored.cost;
         complain("stored", &format!("the password of {name:?}, at bcrypt cost {cost}"));
+        if generated.is_some() && cost > users::CHEAP {
+            complain(
+                "hint",
+                "PocketBase hashes the passwords of this collection. Give it a hidden text field \
+                 `generated_hash` and run `pb-nats init`, and generated ones are stored at cost 4",
+            );
+        }
         generated.map_or(Ok(ExitCode::SUCCESS), |it| print(&format!("{it}\n")))
     }
 }
