@@ -168,8 +168,9 @@ fn migrate(arguments: &Init, folder: &Path, name: &str, text: &str) -> anyhow::R
     if arguments.json {
         return print(&format!("{:#}\n", json!({ "migration": path })));
     }
+    let done = if path.ends_with(name) { "✓" } else { "nothing to do:" };
     print(&format!(
-        "✓ {}: a migration, which PocketBase applies when it starts\n\n\
+        "{done} {}: a migration, which PocketBase applies when it starts\n\n\
          Then `pb-nats init` finds it all there, and makes the token and the files.\n",
         path.display()
     ))

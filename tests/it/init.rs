@@ -369,6 +369,10 @@ fn a_migration_makes_the_same_and_can_be_undone() {
         for _ in 0..2 {
             init.run(&["init", "--write-status", "--migration", folder]).success();
         }
+        eventually("another second has begun, and there is nothing to do", || {
+            let again = init.run(&["init", "--write-status", "--migration", folder]).success();
+            again.stdout.starts_with("nothing to do: ").then_some(())
+        });
         let files: Vec<_> = fs::read_dir(folder).unwrap().map(|it| it.unwrap().path()).collect();
         assert_eq!(files.len(), 1, "the same one is not written again");
         assert!(!init.path("pb-nats.toml").exists());
