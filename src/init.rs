@@ -364,8 +364,11 @@ impl Step {
             Step::PocketBase(Change::Collection(it)) => {
                 format!("in PocketBase, delete the collection {}", it["name"])
             }
-            Step::PocketBase(Change::Extend { collection, fields, list_rule, .. }) => {
-                let mut names: Vec<_> = fields.iter().map(|it| it["name"].to_string()).collect();
+            Step::PocketBase(Change::Extend { collection, fields, indexes, list_rule }) => {
+                // An index goes before its field.
+                let mut names: Vec<_> =
+                    indexes.iter().map(|it| format!("the index {it}")).collect();
+                names.extend(fields.iter().map(|it| it["name"].to_string()));
                 names.extend(list_rule.as_ref().map(|_| "the list rule".into()));
                 format!("in PocketBase, remove from `{collection}`: {}", names.join(", "))
             }

@@ -190,7 +190,8 @@ fn noted(plan: &Plan) -> String {
 }
 
 fn tell(arguments: &Init, plan: &Plan, done: &[String]) -> anyhow::Result<ExitCode> {
-    let undo: Vec<String> = plan.steps.iter().rev().filter_map(Step::undo).collect();
+    let steps = if done.is_empty() { &[][..] } else { &plan.steps };
+    let undo: Vec<String> = steps.iter().rev().filter_map(Step::undo).collect();
     if arguments.json {
         let told = json!({
             "done": done, "notes": plan.notes, "undo": undo, "main_config_lines": plan.lines,
@@ -214,11 +215,13 @@ fn tell(arguments: &Init, plan: &Plan, done: &[String]) -> anyhow::Result<ExitCo
             plan.options.auth_file.path.display(),
         );
     }
-    if !done.is_empty() {
+    if !undo.is_empty() {
         let _ = writeln!(text, "\nTo take it back by hand, from top to bottom:");
         for undo in &undo {
             let _ = writeln!(text, "  - {undo}");
         }
+    }
+    if !done.is_empty() {
         let beside = |it: &Step| matches!(it, Step::AuthFile(_) | Step::MainConfig { .. });
         let restart = if plan.steps.iter().any(beside) { "restart nats-server once, " } else { "" };
         let _ = writeln!(

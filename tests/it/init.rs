@@ -460,6 +460,9 @@ fn collections_made_by_hand_are_adopted() {
         let init = Init::of(&pb);
         let done = init.init(&[]).success();
         assert!(!done.stdout.contains("the role "), "roles are there already: {}", done.stdout);
+        let undo =
+            "  - in PocketBase, remove from `nats_users`: the index CREATE UNIQUE INDEX `idx_";
+        assert!(done.stdout.contains(undo), "{kind:?}: {}", done.stdout);
         assert_eq!([fields("nats_users"), fields("nats_roles")], before, "{kind:?}");
         let list = init.run(&["user", "list"]).success().stdout;
         assert!(list.contains("ann   in NATS"), "{kind:?}: {list}");
@@ -678,7 +681,9 @@ fn the_view_is_brought_up_to_date_and_another_is_left_alone() {
     let stale = init.run(&["plan"]).exits(1);
     assert!(stale.stderr.contains("lacks the field `nkey`"), "{}", stale.stderr);
     assert!(stale.stderr.contains("hint: `pb-nats init`"), "{}", stale.stderr);
-    init.init(&[]).success();
+    let done = init.init(&[]).success().stdout;
+    assert!(done.starts_with("✓ PocketBase: the view `nats_export`"), "{done}");
+    assert!(!done.contains("To take it back"), "by nothing: {done}");
     init.run(&["plan"]).success();
 
     let pb = Pb::empty(None);
