@@ -75,7 +75,8 @@ fn token(settings: &PocketBaseOptions, account: &Account, lines: &mut Vec<Line>)
         lines.push(Line::doubtful(
             "token.superuser",
             "it is a superuser's: whoever gets hold of it may read and change everything in PocketBase",
-            "a service account that may read these collections will do: `pb-nats init` makes one",
+            "a service account that may read these collections will do: `pb-nats init` makes one, and \
+             its token where `token_file` names a file that is not there",
         ));
     }
     if let Some(collection) = &account.also_reads {

@@ -206,7 +206,7 @@ fn an_account_with_too_many_rights_or_little_time_is_named() {
     write(town.pb_nats.dir().join("token"), town.pb.token());
     town.check()
         .has_only(&["token.superuser", "token.ends_soon"])
-        .says("token.superuser", &["service account"]);
+        .says("token.superuser", &["service account", "`token_file`"]);
 
     town.token(LASTING);
     town.pb.create(
