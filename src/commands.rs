@@ -57,14 +57,15 @@ pub(crate) fn tell_findings(findings: &[Finding]) {
     }
 }
 
-pub(crate) fn password_from_stdin() -> anyhow::Result<Zeroizing<String>> {
+pub(crate) fn password_from_stdin(prompt: &str) -> anyhow::Result<Zeroizing<String>> {
     let refused = |problem: &str, hint: &str| {
         let hint = Some(hint.to_owned());
         Err(Usage { problem: problem.to_owned(), hint }.into())
     };
     let mut bytes = Zeroizing::new(Vec::new());
     if io::stdin().is_terminal() {
-        let typed = rpassword::prompt_password("Password: ").context("no password was read")?;
+        let typed =
+            rpassword::prompt_password(format!("{prompt}: ")).context("no password was read")?;
         bytes.extend_from_slice(Zeroizing::new(typed).as_bytes());
     } else {
         // Far more than is accepted, so that a file given by mistake is not read to its end.

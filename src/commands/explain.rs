@@ -231,7 +231,7 @@ async fn in_service(
     let server = arguments.server.as_ref().or(options.nats.system_url.as_ref());
     let hint = "name it: `--server nats://127.0.0.1:4222`";
     let server = server.ok_or_else(|| refused("nothing says which server is in service", hint))?;
-    let password = password_from_stdin()?;
+    let password = password_from_stdin(&format!("Password of {:?} in NATS", user.username))?;
     Ok(Trial::in_service(server, &user.username, &password).await?)
 }
 

@@ -14,7 +14,7 @@ pub(crate) struct Hash {
 }
 
 pub(crate) fn hash(arguments: &Hash) -> anyhow::Result<ExitCode> {
-    let password = password_from_stdin()?;
+    let password = password_from_stdin("Password")?;
     let hash = bcrypt::hash(password.as_str(), arguments.cost).context("no hash could be made")?;
     print(&format!("{hash}\n"))
 }

@@ -46,7 +46,9 @@ impl SuperuserArguments {
             None => ask("PocketBase superuser's email", "", &hint)?,
         };
         let password = match variable(PASSWORD) {
-            _ if self.superuser_password_stdin => Secret::new(password_from_stdin()?.as_str()),
+            _ if self.superuser_password_stdin => {
+                Secret::new(password_from_stdin(&format!("Password of {identity}"))?.as_str())
+            }
             Some(password) => password,
             None => {
                 interactive("a superuser's password is needed", &hint)?;

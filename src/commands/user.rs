@@ -92,7 +92,7 @@ pub(crate) async fn user(cli: &Cli, command: &User) -> anyhow::Result<ExitCode> 
             return if list.json { print_json(&json!(users)) } else { print(&table(&users)) };
         }
     };
-    let password = change.password()?;
+    let password = change.password(name)?;
     let mut pocketbase = options.pocketbase.clone();
     pocketbase.url = pocketbase.url.or_else(|| change.url.clone());
     let superuser = change.superuser.log_in(&pocketbase).await?;
@@ -120,7 +120,7 @@ fn settings(cli: &Cli) -> Result<Options, OptionsError> {
 }
 
 impl Change {
-    fn password(&self) -> anyhow::Result<Password> {
+    fn password(&self, name: &str) -> anyhow::Result<Password> {
         if self.generate {
             return Ok(Password::Generated(users::secret()));
         }
@@ -128,7 +128,8 @@ impl Change {
             let hint = "give `--generate`, or write it to stdin with `--password-stdin`";
             interactive("a password is needed", hint)?;
         }
-        Ok(Password::Chosen(Secret::new(password_from_stdin()?.as_str())))
+        let typed = password_from_stdin(&format!("New password of {name:?} in NATS"))?;
+        Ok(Password::Chosen(Secret::new(typed.as_str())))
     }
 
     fn tell(&self, name: &str, password: &Password, stored: Stored) -> anyhow::Result<ExitCode> {
