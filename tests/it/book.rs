@@ -4,7 +4,6 @@ use std::{
     collections::HashSet,
     fs,
     io::{Read as _, Write as _},
-    iter,
     net::{SocketAddr, TcpStream},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
@@ -259,8 +258,9 @@ fn text(text: &str) -> Vec<u8> {
 #[test]
 fn the_quick_start_leads_to_a_user_with_rights() {
     let mut page = fs::read_to_string("docs/quick-start.md").unwrap();
-    for (usual, free) in ["8090", "4222", "8222"].into_iter().zip(iter::repeat_with(free_address)) {
-        page = page.replace(&format!(":{usual}"), &format!(":{}", free.port()));
+    let free = [(); 3].map(|()| free_address().port());
+    for (usual, free) in ["8090", "4222", "8222"].into_iter().zip(free) {
+        page = page.replace(&format!(":{usual}"), &format!(":{free}"));
     }
     let typed: Vec<String> =
         blocks(&page).into_iter().filter(|it| it.language == "sh").map(|it| it.text).collect();
@@ -275,13 +275,21 @@ fn the_quick_start_leads_to_a_user_with_rights() {
         symlink(program, programs.join(name)).unwrap();
     }
     // People type slowly: a server that was started is up when the next line is typed.
-    let script = format!(
-        "set -ex; trap 'kill $(jobs -p); wait' EXIT; PATH={}:$PATH\n{}",
-        programs.display(),
-        typed.join("\nsleep 2\n")
-    );
-    let ran = Command::new("bash")
-        .args(["-c", &script])
+    let listens = |port| format!("(exec 3<>/dev/tcp/127.0.0.1/{port}) 2>/dev/null");
+    let waits = [
+        ("pocketbase serve", listens(free[0])),
+        ("nats-server -c", listens(free[1])),
+        ("pb-nats run", "pb-nats status".to_owned()),
+    ];
+    let mut script =
+        format!("set -ex; trap 'kill $(jobs -p); wait' EXIT; PATH={}:$PATH\n", programs.display());
+    for block in typed {
+        script += &block;
+        let started = waits.iter().filter(|(command, _)| block.contains(command));
+        script.extend(started.map(|(_, up)| format!("until {up}; do sleep 0.1; done\n")));
+    }
+    let ran = Command::new("timeout")
+        .args(["180", "bash", "-c", &script])
         .current_dir(folder.path())
         .env("PB_NATS_ADMIN_LISTEN", free_address().to_string())
         .output()
