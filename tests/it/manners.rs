@@ -246,6 +246,16 @@ fn nothing_but_a_whole_backup_of_ours_is_restored() {
 
 /// What is seen on a terminal when this is called there.
 fn on_a_terminal(pb_nats: &PbNats, arguments: &[&str], variables: &[(&str, &str)]) -> String {
+    watched_on_a_terminal(pb_nats, arguments, variables, |_| ())
+}
+
+/// The same, for somebody who acts on what is seen so far.
+fn watched_on_a_terminal(
+    pb_nats: &PbNats,
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+    watch: impl Fn(&str),
+) -> String {
     let terminal = pty::openpt(pty::OpenptFlags::RDWR | pty::OpenptFlags::NOCTTY).unwrap();
     pty::grantpt(&terminal).unwrap();
     pty::unlockpt(&terminal).unwrap();
@@ -260,8 +270,12 @@ fn on_a_terminal(pb_nats: &PbNats, arguments: &[&str], variables: &[(&str, &str)
     // So that the terminal is gone with the program.
     drop(command);
     let (mut seen, mut terminal) = (Vec::new(), fs::File::from(terminal));
+    let mut some = [0; 4096];
     // The end of a terminal is an error.
-    let _ = terminal.read_to_end(&mut seen);
+    while let Ok(length @ 1..) = terminal.read(&mut some) {
+        seen.extend_from_slice(&some[..length]);
+        watch(&String::from_utf8_lossy(&seen));
+    }
     child.wait().unwrap();
     String::from_utf8(seen).unwrap()
 }
@@ -280,13 +294,20 @@ fn a_person_sees_colour_and_what_is_waited_for_and_a_pipe_neither() {
     assert!(!pb_nats.command(&["plan"]).success().stdout.contains('\u{1b}'));
 
     pb_nats.unset("nats.pid_file");
-    let slow = format!("sh -c \"sleep 3; kill -HUP {}\"", nats.pid());
-    pb_nats.set("nats.reload_command", slow);
-    let seen = on_a_terminal(&pb_nats, &["once"], &[]);
-    let waited = seen.find("waiting for nats-server … 2 s").expect(&seen);
+    let told = "waiting for nats-server … ";
+    let (go, pid) = (nats.dir().join("go"), nats.pid());
+    let slow = format!("until test -e '{}'; do sleep 0.1; done; kill -HUP {pid}", go.display());
+    pb_nats.set("nats.reload_command", format!("sh -c \"{slow}\""));
+    let seen = watched_on_a_terminal(&pb_nats, &["once"], &[], |seen| {
+        if seen.contains(told) {
+            write(&go, "");
+        }
+    });
+    let waited = seen.find(told).expect(&seen);
     let result = seen.find("in step, shown by").expect(&seen);
     assert!(waited < result && seen[waited..result].contains("\r\u{1b}[K"), "{seen:?}");
     // Where nobody looks, or only a program, nothing is said of it.
+    pb_nats.set("nats.reload_command", format!("sh -c \"sleep 3; kill -HUP {pid}\""));
     pb.user("bob", PASSWORD, "");
     let piped = pb_nats.once().success();
     assert!(!(piped.stdout + &piped.stderr).contains("waiting for"));
