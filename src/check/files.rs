@@ -52,6 +52,11 @@ pub(super) async fn main_config(
     plan: Option<&Plan>,
     lines: &mut Vec<Line>,
 ) -> Option<MainConfig> {
+    lines.push(Line::good(
+        "main_config.accounts",
+        "users live in the global account; other accounts are not touched and not covered yet, nor is \
+         Windows",
+    ));
     let config = match config {
         Ok(Some(config)) => config,
         Ok(None) => {
@@ -107,10 +112,6 @@ pub(super) async fn main_config(
             )
         });
     }
-    lines.push(Line::good(
-        "main_config.accounts",
-        "users live in the global account; other accounts of the config are not touched",
-    ));
     Some(config)
 }
 

@@ -370,6 +370,7 @@ fn a_main_config_that_cannot_be_read_is_told_once() {
     town.pb_nats.set("nats.config_file", "/nowhere/nats.conf");
     let checked = town.check();
     checked.has_only(&["main_config.unreadable"]).says("main_config.unreadable", &["/nowhere"]);
+    checked.says("main_config.accounts", &["global account", "not covered yet", "Windows"]);
     town.pb_nats.unset("nats.config_file");
     town.check().says("main_config.not_set", &["set it to the main config"]);
 }
