@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    io::Write as _,
+    io::{self, Write as _},
+    net::TcpStream,
     path::PathBuf,
     process::{Command, Stdio},
     time::Duration,
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cargo,
-    support::{Nats, Pb, PbNats, Process, Running, free_address, http, poll, write},
+    support::{Nats, Pb, PbNats, Process, Running, Signal, free_address, http, poll, write},
     tools,
 };
 
@@ -34,11 +35,12 @@ pub(crate) fn run() -> Result<()> {
     pb.user("bob", "bob-password", &pb.role("reader", &[], &["news.>"]));
     pb.create("nats_users", &json!({ "username": "c<b>leo", "active": true }));
     let mut pb_nats = PbNats::between(cargo::build()?, &pb, &nats);
-    pb_nats.set("admin.listen", "127.0.0.1:0");
+    let address = free_address();
+    pb_nats.set("admin.listen", address.to_string());
     pb_nats.set("nats.reload_timeout", "1s");
     let running = pb_nats.run();
-    let url = address(&running)?;
-    let world = World { pb, nats, writer, url };
+    running.wait_for(|it| it.contains("status at http://"));
+    let world = World { pb, nats, pb_nats, running, writer, url: format!("http://{address}") };
     world.please_prometheus()?;
     if let (Some(promtool), Some(prometheus)) = (of_debian("promtool"), of_debian("prometheus")) {
         cargo::run(Command::new(promtool).args(["check", "rules", RULES]))?;
@@ -77,6 +79,8 @@ fn of_debian(program: &str) -> Option<PathBuf> {
 struct World {
     pb: Pb,
     nats: Nats,
+    pb_nats: PbNats,
+    running: Running,
     writer: String,
     url: String,
 }
@@ -220,7 +224,32 @@ impl World {
         browser.looks("failing", 1200, "light")?;
         write(self.nats.pid_file(), &pid);
         browser.sees("and mended, it is as before", "sentence.className === 'in_step'")?;
-        browser.has_behaved(&self.url)
+        browser.has_behaved(&self.url)?;
+
+        browser.does(
+            "window.red = 0; window.former = events; new MutationObserver(() => { \
+             red += document.getElementById('sentence').className !== 'in_step' \
+             }).observe(document.body, { subtree: true, attributes: true })",
+        )?;
+        let address = self.url.trim_start_matches("http://");
+        // As many as are let in at once: the page's own connection has to go.
+        let crowd = (0..64).map(|_| TcpStream::connect(address)).collect::<io::Result<Vec<_>>>()?;
+        browser.sees(
+            "it makes its connection again",
+            "events !== former && events.readyState === 1",
+        )?;
+        browser.sees("and says nothing of it", "red === 0")?;
+        drop(crowd);
+
+        self.running.signal(Signal::STOP);
+        browser
+            .sees("that nothing is heard turns it red", "sentence.className === 'not_in_step'")?;
+        self.running.signal(Signal::CONT);
+        browser.sees("until it is heard again", "sentence.className === 'in_step'")?;
+        self.running.terminate();
+        browser.sees("so it is while pb-nats is away", "sentence.className === 'not_in_step'")?;
+        let _running = self.pb_nats.run();
+        browser.sees("until it is back", "sentence.className === 'in_step'")
     }
 }
 
@@ -338,10 +367,4 @@ fn post(url: &str, body: &Value) -> Result<Value> {
     let told: Value = answer.body_mut().with_config().limit(64 << 20).read_json()?;
     ensure!(answer.status().is_success(), "{}", told["value"]["message"]);
     Ok(told["value"].clone())
-}
-
-fn address(running: &Running) -> Result<String> {
-    let line = running.wait_for(|it| it.contains("status at http://"));
-    let (_, address) = line.rsplit_once("http://").context("it tells where")?;
-    Ok(format!("http://{address}"))
 }
