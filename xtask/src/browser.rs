@@ -179,6 +179,7 @@ impl World {
         browser
             .sees("a name is text, whatever is in it", "records.innerText.includes('c<b>leo')")?;
 
+        browser.does("window.link = document.querySelector('#records a'); link.focus()")?;
         self.pb.update(
             "nats_roles",
             &self.writer,
@@ -189,6 +190,10 @@ impl World {
             "and that it is in force",
             "changes.firstChild.innerText.includes('in force after')",
         )?;
+        browser.sees("who is at a link stays there", "document.activeElement === link")?;
+        self.pb.create("nats_users", &json!({ "username": "aaron", "active": true }));
+        browser.sees("a finding shows by itself", "records.innerText.includes('aaron')")?;
+        browser.sees("and who is at another", "document.activeElement.href === link.href")?;
 
         let asked = |user: &str, action: &str, subject: &str| {
             let words = [json!(user), json!(action), json!(subject)].map(|it| it.to_string());
@@ -209,7 +214,7 @@ impl World {
         asked("", "sub", "news.1")?;
         browser.sees("all who may", "answer.innerText.includes('2 of 2 users may subscribe')")?;
         browser.does("document.getElementById('user').focus()")?;
-        browser.sees("names to pick from", "names.children.length === 3")?;
+        browser.sees("names to pick from", "names.children.length === 4")?;
         for (name, width, scheme) in
             [("light", 1200, "light"), ("dark", 1200, "dark"), ("phone", 390, "dark")]
         {
