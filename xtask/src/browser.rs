@@ -31,16 +31,18 @@ pub(crate) fn run() -> Result<()> {
     let pb = Pb::start();
     let nats = Nats::start();
     let writer = pb.role("writer", &["news.>"], &["news.>", "_INBOX.>"]);
-    pb.user("ann", "ann-password", &writer);
+    let ann = pb.user("ann", "ann-password", &writer);
     pb.user("bob", "bob-password", &pb.role("reader", &[], &["news.>"]));
     pb.create("nats_users", &json!({ "username": "c<b>leo", "active": true }));
     let mut pb_nats = PbNats::between(cargo::build()?, &pb, &nats);
     let address = free_address();
     pb_nats.set("admin.listen", address.to_string());
     pb_nats.set("nats.reload_timeout", "1s");
+    pb_nats.set("sync.max_removed", 0);
+    pb_nats.set("sync.min_removed", 1);
     let running = pb_nats.run();
     running.wait_for(|it| it.contains("status at http://"));
-    let world = World { pb, nats, pb_nats, running, writer, url: format!("http://{address}") };
+    let world = World { pb, nats, pb_nats, running, ann, writer, url: format!("http://{address}") };
     world.please_prometheus()?;
     if let (Some(promtool), Some(prometheus)) = (of_debian("promtool"), of_debian("prometheus")) {
         cargo::run(Command::new(promtool).args(["check", "rules", RULES]))?;
@@ -75,12 +77,34 @@ fn of_debian(program: &str) -> Option<PathBuf> {
     cargo::there(&program).then_some(program)
 }
 
+/// What has less contrast than people need: 4.5 to 1.
+const FAINT: &str = "
+    const light = color => {
+      const part = it => it <= 0.04045 ? it / 12.92 : ((it + 0.055) / 1.055) ** 2.4;
+      const [red, green, blue] = color.match(/[\\d.]+/g).map(it => part(it / 255));
+      return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+    };
+    const ground = it => {
+      const color = getComputedStyle(it).backgroundColor;
+      return color === 'rgba(0, 0, 0, 0)' ? ground(it.parentElement) : color;
+    };
+    const faint = [];
+    for (const it of document.body.querySelectorAll('*')) {
+      if (it.matches('script, option, [hidden] *, svg :not(text)') || !(it.innerText || it.placeholder || it.textContent)) continue;
+      const style = getComputedStyle(it, it.placeholder ? '::placeholder' : null);
+      const [one, other] = [it.matches('text') ? style.fill : style.color, ground(it)].map(light);
+      const contrast = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+      if (contrast < 4.5) faint.push(it.outerHTML.slice(0, 100) + ': ' + contrast);
+    }
+    return faint";
+
 /// A pb-nats at work, and where it tells how it is.
 struct World {
     pb: Pb,
     nats: Nats,
     pb_nats: PbNats,
     running: Running,
+    ann: String,
     writer: String,
     url: String,
 }
@@ -178,6 +202,9 @@ impl World {
         browser.sees("the page says that all is in force", "sentence.className === 'in_step'")?;
         browser
             .sees("a name is text, whatever is in it", "records.innerText.includes('c<b>leo')")?;
+        let source = "document.getElementById('source').innerText.includes";
+        browser.sees("when the next pass is", &format!("{source}('Next pass')"))?;
+        browser.stands_still()?;
 
         browser.does("window.link = document.querySelector('#records a'); link.focus()")?;
         self.pb.update(
@@ -220,6 +247,7 @@ impl World {
         {
             browser.looks(name, width, scheme)?;
         }
+        browser.is_told()?;
 
         let pid = fs::read_to_string(self.nats.pid_file())?;
         write(self.nats.pid_file(), "nobody");
@@ -230,6 +258,16 @@ impl World {
         write(self.nats.pid_file(), &pid);
         browser.sees("and mended, it is as before", "sentence.className === 'in_step'")?;
         browser.has_behaved(&self.url)?;
+
+        self.pb.update("nats_users", &self.ann, &json!({ "active": false }));
+        browser.sees(
+            "who would go, while that is held back",
+            "!it('held').hidden && sentence.className === 'not_in_step' && it('held').innerText.includes('ann')",
+        )?;
+        browser.looks("held-back", 1200, "light")?;
+        browser.looks("held-back-phone", 390, "light")?;
+        self.pb.update("nats_users", &self.ann, &json!({ "active": true }));
+        browser.sees("and nobody does", "it('held').hidden && sentence.className === 'in_step'")?;
 
         browser.does(
             "window.red = 0; window.former = events; new MutationObserver(() => { \
@@ -308,7 +346,8 @@ impl Browser {
         Ok(())
     }
 
-    /// Takes a picture of the whole page, and makes sure that nothing is wider than it.
+    /// Takes a picture of the whole page, and makes sure that nothing is wider than it, and that every
+    /// text stands out from its ground.
     fn looks(&self, name: &str, width: u32, scheme: &str) -> Result<()> {
         let tell = |order: &str, params: Value| {
             self.order("goog/cdp/execute", &json!({ "cmd": order, "params": params }))
@@ -320,6 +359,8 @@ impl Browser {
         tell("Emulation.setEmulatedMedia", json!({ "features": features }))?;
         let wide = "const it = document.documentElement; return it.scrollWidth <= it.clientWidth";
         ensure!(self.does(wide)? == true, "{name}: something is wider than the page");
+        let faint = self.does(FAINT)?;
+        ensure!(faint == json!([]), "{name}: hard to read: {faint:#}");
         let picture = tell("Page.captureScreenshot", json!({ "captureBeyondViewport": true }))?;
         let png = BASE64.decode(picture["data"].as_str().context("a picture")?.as_bytes())?;
         let folder = tools::target_folder()?.join("screenshots");
@@ -327,6 +368,42 @@ impl Browser {
         let file = folder.join(format!("{name}.png"));
         fs::write(&file, png)?;
         println!("  picture: {}", file.display());
+        Ok(())
+    }
+
+    /// Nothing moved while the page came up, nor since.
+    fn stands_still(&self) -> Result<()> {
+        let moved = self.does(
+            "return new Promise(done => { \
+                const seen = new PerformanceObserver(list => all.push(...list.getEntries())); \
+                const all = []; \
+                seen.observe({ type: 'layout-shift', buffered: true }); \
+                setTimeout(() => done(all.reduce((sum, it) => sum + it.value, 0)), 500); \
+             })",
+        )?;
+        let moved = moved.as_f64().context("a number")?;
+        ensure!(moved < 0.01, "things moved by {moved}");
+        println!("  seen: nothing moves while it comes up");
+        Ok(())
+    }
+
+    /// Those who do not see it are told what each thing is that they can get to.
+    fn is_told(&self) -> Result<()> {
+        let details = json!({ "cmd": "Accessibility.getFullAXTree", "params": {} });
+        let tree = self.order("goog/cdp/execute", &details)?;
+        let mut reached = 0;
+        for node in tree["nodes"].as_array().context("a tree has nodes")? {
+            let mut properties = node["properties"].as_array().into_iter().flatten();
+            let focus =
+                properties.any(|it| it["name"] == "focusable" && it["value"]["value"] == true);
+            if focus {
+                let name = node["name"]["value"].as_str().unwrap_or_default();
+                ensure!(!name.is_empty(), "it has no name: {node:#}");
+                reached += 1;
+            }
+        }
+        ensure!(reached > 8, "only {reached} things can be got to");
+        println!("  seen: {reached} things to get to by keyboard, each with a name");
         Ok(())
     }
 
