@@ -232,6 +232,13 @@ async fn converse(stream: TcpStream, router: Router) {
 }
 
 fn router(options: &AdminOptions, watch: &Watch, desk: &Desk) -> Router {
+    let mut hosts = options.hosts.clone();
+    // Where the address is said by a name, that is one of ours. An IP is, if it is the one asked.
+    if let Some((name, _)) = options.listen.rsplit_once(':')
+        && options.listen.parse::<SocketAddr>().is_err()
+    {
+        hosts.push(name.into());
+    }
     Router::new()
         .route("/", get(page))
         .route("/events", get(events))
@@ -247,7 +254,7 @@ fn router(options: &AdminOptions, watch: &Watch, desk: &Desk) -> Router {
             (StatusCode::METHOD_NOT_ALLOWED, allow, "nothing can be changed here\n")
         })
         .with_state(watch.clone())
-        .layer(middleware::from_fn_with_state(Arc::<[String]>::from(&*options.hosts), guard))
+        .layer(middleware::from_fn_with_state(Arc::<[String]>::from(hosts), guard))
 }
 
 /// Whether the loop does what it should: it makes passes, whatever comes of them.

@@ -319,6 +319,18 @@ fn only_our_own_names_are_answered_to_and_nothing_can_be_changed() {
     assert_eq!(page(address, "/healthz").0, 200);
 }
 
+/// `127.1` is no address in the settings, but a name that every machine finds itself by.
+#[test]
+fn the_name_it_listens_at_is_one_of_ours() {
+    let (_pb, _nats, mut pb_nats, _) = town();
+    pb_nats.set("admin.listen", format!("127.1:{}", free_address().port()));
+    let running = pb_nats.run();
+    let address = address(&running);
+    let get = |host: &str| said(address, &format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+    assert!(get("127.1").starts_with("HTTP/1.1 200 "));
+    assert!(get("evil.example").starts_with("HTTP/1.1 421 "));
+}
+
 #[test]
 fn the_page_needs_nothing_but_itself_and_hears_of_every_change() {
     let (pb, _nats, pb_nats, ann) = town();
