@@ -23,6 +23,7 @@ use crate::{
 const SOON: Duration = Duration::from_secs(30);
 
 const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist/prometheus/pb-nats.rules.yml");
+const RULES_TEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/pb-nats.rules.test.yml");
 const DASHBOARD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist/grafana/pb-nats.json");
 
 /// Drives the page in Chromium, and shows Prometheus the metrics and rules.
@@ -45,7 +46,8 @@ pub(crate) fn run() -> Result<()> {
     let world = World { pb, nats, pb_nats, running, ann, writer, url: format!("http://{address}") };
     world.please_prometheus()?;
     if let (Some(promtool), Some(prometheus)) = (of_debian("promtool"), of_debian("prometheus")) {
-        cargo::run(Command::new(promtool).args(["check", "rules", RULES]))?;
+        cargo::run(Command::new(&promtool).args(["check", "rules", RULES]))?;
+        cargo::run(Command::new(promtool).args(["test", "rules", RULES_TEST]))?;
         world.please_dashboard(Command::new(prometheus))?;
     } else {
         println!("skipped, since there is no Prometheus: the alert rules and the dashboard");
