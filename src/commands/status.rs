@@ -11,7 +11,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use pb_nats::{
     admin,
     source::Kind,
-    status::{PassStatus, ServerStatus, State, Status as Told, Waiting, many, short},
+    status::{Change, PassStatus, ServerStatus, State, Status as Told, Waiting, many, short},
 };
 use serde_json::json;
 use tokio::time;
@@ -112,6 +112,9 @@ fn page(status: &Told) -> String {
     match (source.kind, &source.connected_since) {
         (Kind::PocketBase, Some(since)) => {
             let _ = write!(text, ", connected {}", ago(since));
+            if let Some(hint) = &source.last_hint {
+                let _ = write!(text, ", last hint {}", ago(hint));
+            }
         }
         (Kind::PocketBase, None) => text.push_str(", no live connection"),
         (Kind::Database | Kind::Other, _) => (),
@@ -156,6 +159,12 @@ fn page(status: &Told) -> String {
             let clients = clients.try_into().unwrap_or(usize::MAX);
             let _ = write!(text, "; {}", many(clients, "client"));
         }
+        if let Some(loaded) = &server.config_loaded {
+            let _ = write!(text, ", config loaded {}", ago(loaded));
+        }
+        if let Some(took) = server.last_reload_took {
+            let _ = write!(text, ", last reload took {}", short(took));
+        }
         if let Some(freeze) = server.reload_freeze.filter(|it| *it >= Duration::from_secs(1)) {
             let _ = write!(text, ", a reload would let nobody in for about {}", short(freeze));
         }
@@ -179,19 +188,26 @@ fn page(status: &Told) -> String {
     }
     if !changes.is_empty() {
         let _ = writeln!(text, "\nchanges, the last first:");
-        let changes = changes.iter().map(|it| {
-            let at = it.at.to_zoned_datetime(TimeZone::system()).strftime("%F %T");
-            let proven = match it.enforced_after {
-                Some(after) => format!("in force after {}", short(after)),
-                None if it.unverified => "not proven".into(),
-                None => "not in force yet".into(),
-            };
-            let cut_off = it.cut_off.as_ref().filter(|it| it.connections > 0);
-            let cut_off =
-                cut_off.map(|it| format!("; {} closed", many(it.connections, "connection")));
-            format!("{at}  {}; {proven}{}", it.what, cut_off.unwrap_or_default())
-        });
-        listed(&mut text, status.changes.len(), changes);
+        listed(&mut text, status.changes.len(), changes.iter().map(change));
+    }
+    text
+}
+
+/// When what was changed, and what came of it.
+fn change(it: &Change) -> String {
+    let Change { at, what, enforced_after, unverified, cut_off } = it;
+    let at = at.to_zoned_datetime(TimeZone::system()).strftime("%F %T");
+    let proven = match enforced_after {
+        Some(after) => format!("in force after {}", short(*after)),
+        None if *unverified => "not proven".into(),
+        None => "not in force yet".into(),
+    };
+    let mut text = format!("{at}  {what}; {proven}");
+    if let Some(cut_off) = cut_off.as_ref().filter(|it| it.connections > 0) {
+        let _ = write!(text, "; {} closed", many(cut_off.connections, "connection"));
+    }
+    if let Some(failure) = cut_off.as_ref().and_then(|it| it.failure.as_ref()) {
+        let _ = write!(text, "; not proven that all are cut off: {failure}");
     }
     text
 }

@@ -146,6 +146,40 @@ fn every_field_tells_what_is_so() {
     assert!(sentence.starts_with("In force on 1 of 1 server · 0 users · 1 role · "), "{sentence}");
 }
 
+/// The server does not tell us who is connected, and closes connections when its reload gets to them.
+#[test]
+fn it_is_told_where_nobody_knows_whether_all_are_cut_off() {
+    let pb = Pb::start();
+    let silent = r#"
+        accounts { SYS { users = [ {
+          user: "sys", password: "sys-password"
+          permissions: { publish: { deny: "$SYS.REQ.SERVER.*.CONNZ" } }
+        } ] } }
+        system_account: SYS
+    "#;
+    let nats = Nats::with(Setup { extra: silent, ..Setup::default() });
+    let ann = pb.user("ann", PASSWORD, &pb.role("clerk", &["orders.>"], &["_INBOX.>"]));
+    let mut pb_nats = PbNats::between(PB_NATS, &pb, &nats);
+    let listen = free_address();
+    pb_nats.set("admin.listen", listen.to_string());
+    pb_nats.set("nats.system_url", nats.url());
+    pb_nats.set("nats.system_user", SYSTEM_USER.0);
+    pb_nats.set("nats.system_password", SYSTEM_USER.1);
+    pb_nats.set("nats.reload_timeout", "2s");
+    pb_nats.unset("nats.pid_file");
+    let _running = pb_nats.run();
+    eventually("it listens", || TcpStream::connect(listen).ok());
+    until(listen, is("in_step"));
+    let mut client = nats.client("ann", PASSWORD);
+    pb.update("nats_users", &ann, &json!({"active": false}));
+    assert!(client.closed(SOON).is_some());
+    let told = until(listen, |it| it["changes"][0]["cut_off"]["failure"].is_string());
+    let why = told["changes"][0]["cut_off"]["failure"].as_str().unwrap();
+    let page = pb_nats.command(&["status"]).stdout;
+    assert!(page.contains(&format!("; not proven that all are cut off: {why}\n")), "{page}");
+    assert!(page.contains(", config loaded ") && page.contains(", last reload took "), "{page}");
+}
+
 #[test]
 fn a_change_is_not_told_to_be_in_force_before_it_is() {
     let (_pb, nats, mut pb_nats, _) = town();
