@@ -1,6 +1,6 @@
 //! The servers and clients of the other tests do what those tests rely on.
 
-use std::time::Duration;
+use std::{sync::mpsc, thread, time::Duration};
 
 use serde_json::json;
 
@@ -94,6 +94,26 @@ fn a_refused_file_is_told_and_changes_nothing() {
     assert!(nats.load("authorization { users = {} }").is_err());
     assert!(nats.judge().is_err());
     assert!(nats.accepts("ann", "ann's"));
+}
+
+/// Whoever logs in at the very time of a reload is turned away by it, and that says nothing.
+#[test]
+fn a_reload_is_not_taken_for_a_refusal() {
+    let auth =
+        format!("authorization {{ users = [ {{user: ann, password: \"{}\"}} ] }}", bcrypt("a"));
+    let nats = Nats::with(Setup { auth: &auth, ..Setup::default() });
+    thread::scope(|scope| {
+        // One reload for each question.
+        let (ask, asked) = mpsc::sync_channel(0);
+        let nats = &nats;
+        scope.spawn(move || asked.iter().for_each(|()| nats.reload().unwrap()));
+        for _ in 0..300 {
+            ask.send(()).unwrap();
+            assert!(nats.accepts("ann", "a"));
+        }
+        drop(ask);
+    });
+    assert!(!nats.accepts("ann", "b"));
 }
 
 #[test]

@@ -808,9 +808,10 @@ fn a_token_that_is_replaced_is_noticed_though_nothing_happens() {
     write(pb_nats.dir().join("token"), token());
     let running = pb_nats.run();
     running.wait_for(|it| it.contains("in force"));
+    let mut ann = nats.client("ann", PASSWORD);
     eventually("the live connection is there", || {
         pb.update("nats_roles", &clerk.role, &json!({"publish_permissions": ["news"]}));
-        nats.client("ann", PASSWORD).may_publish("news").then_some(())
+        ann.may_publish("news").then_some(())
     });
     let new = json!({"password": "another one", "passwordConfirm": "another one"});
     pb.update("_superusers", &account, &new);

@@ -10,7 +10,7 @@ use data_encoding::BASE64URL_NOPAD;
 use nkeys::KeyPair;
 use serde_json::{Value, json};
 
-use super::SOON;
+use super::{SOON, eventually};
 
 /// A connection to a nats-server.
 pub(crate) struct Client {
@@ -60,11 +60,25 @@ enum Said {
 
 impl Client {
     /// Connects and logs in. If the server does not want that, it says why.
+    ///
+    /// A reload turns away whoever is just logging in, without a word or as one who may not come
+    /// in, and lets them in right after it. So that counts when it is said twice.
     pub(crate) fn connect(address: SocketAddr, login: Login<'_>) -> Result<Client, String> {
-        Client::connect_within(SOON, address, login)
+        let mut refused = false;
+        eventually("the server lets in or refuses", || {
+            match Client::connect_within(SOON, address, login) {
+                Err(why) if why == "the server closed the connection" => None,
+                Err(why) if why == "Authorization Violation" && !refused => {
+                    refused = true;
+                    None
+                }
+                said => Some(said),
+            }
+        })
     }
 
-    /// As [`Client::connect`], with a server that has so much time for this and each later answer.
+    /// As [`Client::connect`], once, with a server that has so much time for this and each later
+    /// answer.
     pub(crate) fn connect_within(
         patience: Duration,
         address: SocketAddr,
@@ -290,6 +304,10 @@ impl Client {
                     }
                 }
                 Err(it) if it.kind() == ErrorKind::Interrupted => (),
+                // It did so before it had read all that was sent.
+                Err(it) if it.kind() == ErrorKind::ConnectionReset => {
+                    return Err(self.farewell("the server closed the connection"));
+                }
                 Err(it) => return Err(self.farewell(&it.to_string())),
             }
         }

@@ -289,13 +289,11 @@ impl Nats {
 
     /// Asks the server whether it lets this client in.
     pub(crate) fn lets_in(&self, login: Login<'_>) -> bool {
-        // A reload closes connections that have not logged in yet, without a word.
-        eventually("the server lets in or refuses", || match self.connect(login) {
-            Ok(_) => Some(true),
-            Err(why) if why == "Authorization Violation" => Some(false),
-            Err(why) if why == "the server closed the connection" => None,
+        match self.connect(login) {
+            Ok(_) => true,
+            Err(why) if why == "Authorization Violation" => false,
             Err(why) => panic!("the server neither lets in nor refuses: {why}"),
-        })
+        }
     }
 
     /// Reads a page of the monitor.
