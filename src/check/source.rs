@@ -196,7 +196,12 @@ fn schema(options: &Options, inspection: &Inspection, plan: Option<&Plan>, lines
     let settings = &options.pocketbase;
     if let Some(users) = &inspection.users {
         types(users, &user_types(settings), lines);
-        unique_name(users, settings, lines);
+        // PocketBase itself keeps emails apart.
+        if settings.username_field != "email" {
+            unique(users, &settings.username_field, "", lines);
+        }
+        // Most have none.
+        unique(users, "nkey", " WHERE `nkey` != ''", lines);
         role_field(users, options, inspection.roles.as_ref(), plan, lines);
     }
     if let Some(roles) = &inspection.roles {
@@ -268,10 +273,9 @@ fn types(collection: &Collection, wanted: &[(&str, &[&str])], lines: &mut Vec<Li
     }
 }
 
-fn unique_name(users: &Collection, settings: &PocketBaseOptions, lines: &mut Vec<Line>) {
-    let name = &settings.username_field;
-    // PocketBase itself keeps emails apart.
-    if !users.fields.iter().any(|it| it.name == *name) || name == "email" {
+/// By what nats-server tells users apart. `only` says for which records.
+fn unique(users: &Collection, name: &str, only: &str, lines: &mut Vec<Line>) {
+    if !users.fields.iter().any(|it| it.name == name) {
         return;
     }
     let over_name = |index: &String| {
@@ -289,7 +293,7 @@ fn unique_name(users: &Collection, settings: &PocketBaseOptions, lines: &mut Vec
     if !users.indexes.iter().any(over_name) {
         let users = &users.name;
         let hint = format!(
-            "in the collection's settings: CREATE UNIQUE INDEX `idx_{users}_{name}` ON `{users}` (`{name}`)"
+            "in the collection's settings: CREATE UNIQUE INDEX `idx_{users}_{name}` ON `{users}` (`{name}`){only}"
         );
         lines.push(Line::doubtful(
             "schema.no_unique_index",
