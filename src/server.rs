@@ -30,6 +30,7 @@ use reload::{Order, Reload};
 
 pub use ask::Running;
 pub use cut::Receipt;
+pub(crate) use cut::few;
 pub use error::ServerError;
 pub(crate) use freeze::{checks, measured};
 pub(crate) use reload::process;

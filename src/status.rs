@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::board::{Board, Tally};
 pub use self::{board::Watch, writer::Writer};
-use crate::{auth::Effect, source::Kind};
+use crate::{auth::Effect, server::few, source::Kind};
 
 /// Everything that is known, at one moment. It holds no password, hash or token.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -267,6 +267,22 @@ pub struct CutOff {
     pub took: Option<Duration>,
     /// Why it is not known that none is left.
     pub failure: Option<String>,
+}
+
+/// How many connections of whom, and how fast.
+impl fmt::Display for CutOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (connections, servers) = (self.connections, self.servers);
+        let (connections, servers) = (many(connections, "connection"), many(servers, "server"));
+        write!(f, "{connections} of {} on {servers} closed", few(&self.users))?;
+        if let Some(took) = self.took {
+            write!(f, " after {}", short(took))?;
+        }
+        match &self.failure {
+            Some(why) => write!(f, "; not proven that all are cut off: {why}"),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Status {

@@ -11,7 +11,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use pb_nats::{
     admin,
     source::Kind,
-    status::{Change, PassStatus, ServerStatus, State, Status as Told, Waiting, many, short},
+    status::{Change, CutOff, PassStatus, ServerStatus, State, Status as Told, Waiting, many, short},
 };
 use serde_json::json;
 use tokio::time;
@@ -203,11 +203,9 @@ fn change(it: &Change) -> String {
         None => "not in force yet".into(),
     };
     let mut text = format!("{at}  {what}; {proven}");
-    if let Some(cut_off) = cut_off.as_ref().filter(|it| it.connections > 0) {
-        let _ = write!(text, "; {} closed", many(cut_off.connections, "connection"));
-    }
-    if let Some(failure) = cut_off.as_ref().and_then(|it| it.failure.as_ref()) {
-        let _ = write!(text, "; not proven that all are cut off: {failure}");
+    let worth_telling = |it: &&CutOff| it.connections > 0 || it.failure.is_some();
+    if let Some(cut_off) = cut_off.as_ref().filter(worth_telling) {
+        let _ = write!(text, "; {cut_off}");
     }
     text
 }

@@ -226,28 +226,34 @@ impl CutOff {
 impl Receipt {
     fn tell(&self) {
         let Receipt { users, connections, servers, took, failure } = self;
-        let users = users.len();
+        let (who, users) = (few(users), users.len());
         match failure {
             Some(error) => {
-                warn!(users, connections, servers, %error, "not proven that all are cut off");
+                warn!(users, %who, connections, servers, %error, "not proven that all are cut off");
             }
-            None if *connections > 0 => info!(users, connections, servers, ?took, "cut off"),
+            None if *connections > 0 => {
+                info!(users, %who, connections, servers, ?took, "cut off");
+            }
             None => debug!("nobody to cut off"),
         }
     }
 }
 
+/// The first of these names, and whether there are more.
+pub(crate) fn few(names: &BTreeSet<String>) -> String {
+    const MOST: usize = 5;
+    let few: Vec<String> = names.iter().take(MOST).map(|it| format!("{it:?}")).collect();
+    few.join(", ") + if names.len() > MOST { ", …" } else { "" }
+}
+
 /// One line: how many of whom, and how fast.
 impl fmt::Display for Receipt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const MOST: usize = 5;
-        let names: Vec<String> = self.users.iter().take(MOST).map(|it| format!("{it:?}")).collect();
-        let more = if self.users.len() > MOST { ", …" } else { "" };
         let s = |count| if count == 1 { "" } else { "s" };
         let (connections, users, servers) = (self.connections, self.users.len(), self.servers);
         write!(f, "cut off: {connections} connection{}", s(connections))?;
         if connections > 0 {
-            write!(f, " of {users} user{} ({}{more})", s(users), names.join(", "))?;
+            write!(f, " of {users} user{} ({})", s(users), few(&self.users))?;
             write!(f, " on {servers} server{}, after {:.1?}", s(servers), self.took)?;
         }
         match &self.failure {

@@ -139,7 +139,15 @@ fn every_field_tells_what_is_so() {
     let change = &second["changes"][0];
     assert!(change["what"].as_str().unwrap().contains("1 user removed (\"ann\")"), "{change}");
     assert_eq!(change["cut_off"]["users"], json!(["ann"]));
-    assert_eq!(change["cut_off"]["connections"], 1);
+    assert_eq!(
+        (&change["cut_off"]["connections"], &change["cut_off"]["servers"]),
+        (&json!(1), &json!(1))
+    );
+    assert!(change["cut_off"]["seconds"].as_f64().unwrap() > 0.0);
+    pb_nats.set("admin.listen", address.to_string());
+    let told = pb_nats.command(&["status"]).success().stdout;
+    assert!(told.contains("; 1 connection of \"ann\" on 1 server closed after "), "{told}");
+    running.wait_for(|it| it.contains("cut off") && it.contains("who=\"ann\""));
     assert_eq!(second["changes"].as_array().unwrap().len(), 2);
     assert!(second["source"]["last_hint"].is_string());
     let sentence = second["summary"].as_str().unwrap();
