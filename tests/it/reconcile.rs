@@ -145,6 +145,30 @@ fn losing_most_users_is_held_back_until_it_is_accepted() {
     assert!(!nats.accepts("cat", PASSWORD) && nats.accepts("ann", PASSWORD));
 }
 
+/// A role that cannot be found any more takes its users with it, so that is a removal as well.
+#[test]
+fn users_whose_role_is_gone_count_as_removed() {
+    let (pb, nats, mut pb_nats, clerk) = town();
+    let path = "/api/collections/nats_users";
+    let mut fields = pb.ask("GET", path, &json!(null))["fields"].take();
+    fields.as_array_mut().unwrap().push(json!({"name": "role", "type": "text"}));
+    pb.ask("PATCH", path, &json!({"fields": fields}));
+    for user in [clerk.ann, pb.user("bob", PASSWORD, "")] {
+        pb.update("nats_users", &user, &json!({"role": clerk.role}));
+    }
+    pb_nats.set("pocketbase.role_field", "role");
+    pb_nats.set("sync.min_removed", 2);
+    pb_nats.once().success();
+
+    pb.delete("nats_roles", &clerk.role);
+    let held = pb_nats.once().exits(4);
+    assert!(held.stderr.contains("it would remove 2 of 2 users"), "{held:?}");
+    let mut bob = nats.client("bob", PASSWORD);
+    assert!(bob.may_publish("orders.1") && !bob.may_publish("PUBLIC.x"), "as before");
+    pb_nats.command(&["once", "--accept-removals"]).success();
+    assert!(!nats.accepts("bob", PASSWORD) && !nats.is_open());
+}
+
 #[test]
 fn run_says_who_would_go_and_goes_on_once_it_is_settled() {
     let (pb, nats, mut pb_nats, _) = town();
