@@ -37,7 +37,7 @@ const AT_ONCE: usize = 3;
 /// Break everything that can break, and see whether the promises hold.
 #[derive(clap::Args)]
 pub(crate) struct Faults {
-    /// Each fault once and briefly, in a minute and a half.
+    /// Each fault once and briefly, in two minutes.
     #[arg(long)]
     quick: bool,
     /// What is left to chance comes out the same with the same seed.
@@ -160,8 +160,12 @@ impl Round<'_> {
         let others = [
             Fault::NatsKilled,
             Fault::NatsStopped,
+            Fault::NatsSlow,
+            Fault::NatsRestarted,
             Fault::PocketBaseKilled,
             Fault::PocketBaseStopped,
+            Fault::PocketBaseSlow,
+            Fault::PocketBaseRestarted,
         ];
         let names = |fault: Option<Fault>| Trial::step_name(place, fault, "");
         let wanted: Vec<Option<Fault>> = [None]

@@ -4,10 +4,18 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
+use fastrand::Rng;
+use rustix::process::{Pid, kill_process};
 
 use super::{
     proxy::Weather,
@@ -75,6 +83,40 @@ pub(super) struct Broken {
     server: usize,
     file: String,
     people: Option<People>,
+    slow: Option<Slow>,
+}
+
+/// A process that may do something only now and then. When dropped, it may go on.
+struct Slow {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Slow {
+    fn begin(pid: u32, mut rng: Rng) -> Slow {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process has a pid");
+        let over = Arc::new(AtomicBool::new(false));
+        let is_over = over.clone();
+        let thread = thread::spawn(move || {
+            while !is_over.load(Ordering::SeqCst) {
+                // That it has ended is for others to notice.
+                let _ = kill_process(pid, Signal::STOP);
+                thread::sleep(Duration::from_millis(rng.u64(50..150)));
+                let _ = kill_process(pid, Signal::CONT);
+                thread::sleep(Duration::from_millis(rng.u64(5..20)));
+            }
+        });
+        Slow { over, thread: Some(thread) }
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 use Fault::{
@@ -96,9 +138,11 @@ impl Fault {
     /// Where it can happen, and is worth a look.
     pub(super) fn places(self) -> &'static [Place] {
         match self {
-            PbNatsKilled | NatsKilled | NatsStopped | NatsRestarted => {
-                &[Place::Signal, Place::Cluster]
+            // Everywhere, so that there is something to combine with.
+            PbNatsKilled | NatsKilled => {
+                &[Place::Signal, Place::Command, Place::Database, Place::Cluster]
             }
+            NatsStopped | NatsRestarted => &[Place::Signal, Place::Cluster],
             PocketBaseKilled | PocketBaseRestarted | DatabaseRestored => {
                 &[Place::Signal, Place::Database]
             }
@@ -232,15 +276,11 @@ impl Fault {
                 world.nats[broken.server].signal(Signal::STOP);
             }
             NatsSlow => {
-                for _ in 0..10 {
-                    world.change();
-                    world.checker.outage_begins(broken.server);
-                    world.nats[broken.server].signal(Signal::STOP);
-                    world.pause(50..150);
-                    world.nats[broken.server].signal(Signal::CONT);
-                    world.checker.outage_ends(broken.server);
-                    world.pause(5..20);
-                }
+                world.change();
+                world.pause(0..400);
+                world.checker.outage_begins(broken.server);
+                let pid = world.nats[broken.server].pid();
+                broken.slow = Some(Slow::begin(pid, world.rng.fork()));
             }
             DiskFull | FolderReadOnly | FileEdited | FileDeleted | FileOlder
             | FileOlderAndLoaded | FileForeign => self.spoil(world, &mut broken)?,
@@ -349,8 +389,12 @@ impl Fault {
                 world.nats[broken.server].signal(Signal::CONT);
                 world.checker.outage_ends(broken.server);
             }
-            // It is over already, or there is nothing to mend: pb-nats does.
-            NatsSlow | FileEdited | FileDeleted | FileOlder | FileOlderAndLoaded => (),
+            NatsSlow => {
+                drop(broken.slow);
+                world.checker.outage_ends(broken.server);
+            }
+            // There is nothing to mend: pb-nats does.
+            FileEdited | FileDeleted | FileOlder | FileOlderAndLoaded => (),
             DiskFull => world.disk.as_ref().context("no small disk")?.empty()?,
             FolderReadOnly => {
                 if world.read_only.take().is_none() {
