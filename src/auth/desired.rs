@@ -893,8 +893,13 @@ pub(super) fn array(value: &Value) -> Result<Cow<'_, [Value]>, ()> {
     }
 }
 
+/// In JSON, which leaves some control characters as they are. A terminal would obey them.
 fn shown(value: &Value) -> String {
-    short(&value.to_string())
+    let text = value.to_string();
+    let plain = |it: char| {
+        if it.is_control() { format!("\\u{:04x}", u32::from(it)) } else { it.to_string() }
+    };
+    short(&text.chars().map(plain).collect::<String>())
 }
 
 fn quoted(text: &str) -> String {
