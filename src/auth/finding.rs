@@ -232,7 +232,8 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Finding { collection, id, name, field, value, problem, effect } = self;
         let effect = effect.as_str();
-        write!(f, "{collection}/{id} {name:?}: {field}")?;
+        // An id is as its collection's pattern lets it be.
+        write!(f, "{collection}/{} {name:?}: {field}", id.escape_debug())?;
         if !value.is_empty() {
             write!(f, " {value}")?;
         }

@@ -182,7 +182,8 @@ fn page(status: &Told) -> String {
         let _ = writeln!(text, "\n{}:", many(findings.count, "finding"));
         let records = findings.records.iter().map(|it| {
             let (place, name, problem) = (&it.collection, &it.name, &it.problem);
-            format!("{place}/{} {name:?}: {}: {problem}; {}", it.id, it.field, it.mend)
+            let (id, field, mend) = (it.id.escape_debug(), &it.field, &it.mend);
+            format!("{place}/{id} {name:?}: {field}: {problem}; {mend}")
         });
         listed(&mut text, findings.count, records);
     }
