@@ -88,6 +88,9 @@ impl Field {
     }
 }
 
+/// So many fields of a collection mean something to us.
+pub(super) const MOST_FIELDS: usize = 13;
+
 /// The collections and fields to read, by the names the settings give them.
 #[derive(Clone, Debug)]
 pub(super) struct Names {
@@ -120,7 +123,7 @@ impl Names {
 
     /// The fields of a user that mean something to us, in the order in which [`Records::user`] takes
     /// them.
-    pub(super) fn of_user(&self) -> [&str; 13] {
+    pub(super) fn of_user(&self) -> [&str; MOST_FIELDS] {
         let Names { username, password, role, active, .. } = self;
         let [publish, subscribe, publish_deny, subscribe_deny] = PERMISSIONS;
         [
@@ -290,7 +293,7 @@ impl<'a> Records<'a> {
         let names = self.names;
         let missing = |name: &str| names.missing(name);
         let [id, username, email, password, generated, nkey, role, active, rights @ .., types] =
-            array::from_fn::<_, 13, _>(field);
+            array::from_fn::<_, MOST_FIELDS, _>(field);
         let id = id.ok_or_else(|| missing("id"))?.text().into_owned();
         let active = match active.ok_or_else(|| missing(&names.active))?.value() {
             Value::Bool(active) => active,

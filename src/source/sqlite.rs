@@ -22,7 +22,7 @@ use std::{
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use reqwest::Url;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, Row, types::ValueRef};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, types::ValueRef};
 use tokio::{
     sync::{Notify, watch},
     task,
@@ -30,7 +30,7 @@ use tokio::{
 
 use super::{
     Collection, Kind, Link, Source, SourceError,
-    record::{Field, Names, Raw, Records, Schema, Stored},
+    record::{Field, MOST_FIELDS, Names, Raw, Records, Schema, Stored},
 };
 use crate::{auth::Snapshot, options::PocketBaseOptions};
 
@@ -270,12 +270,16 @@ impl Database {
         (&query, &schema.kind).hash(print);
         let place = |name: &&str| fields.iter().position(|it| it.name == *name);
         let places: Vec<Option<usize>> = wanted.iter().map(place).collect();
+        let stored: Vec<Stored> = fields.iter().map(|it| it.stored()).collect();
         let mut statement = connection.prepare(&query).map_err(failed)?;
         let mut rows = statement.query([]).map_err(failed)?;
         while let Some(row) = rows.next().map_err(failed)? {
-            for position in 0..fields.len() {
+            // Each is asked for once, as there are a million of them with many records.
+            let mut values = [ValueRef::Null; MOST_FIELDS];
+            for (place, value) in values.iter_mut().enumerate().take(fields.len()) {
+                *value = row.get_ref(place).map_err(failed)?;
                 // Text and number alike begin with what they are, and text with its length.
-                match row.get_ref(position).map_err(failed)? {
+                match *value {
                     ValueRef::Null => 0_u8.hash(print),
                     ValueRef::Integer(number) => (1_u8, number).hash(print),
                     ValueRef::Real(number) => (2_u8, number.to_bits()).hash(print),
@@ -285,7 +289,7 @@ impl Database {
             }
             make(&mut |at| {
                 let place = places[at]?;
-                Some(value(row, place, fields[place].stored()))
+                Some(raw(values[place], stored[place]))
             })?;
         }
         Ok(())
@@ -308,20 +312,19 @@ fn quoted(name: &str) -> String {
 }
 
 /// The value of a column, as the API would show it.
-fn value<'r>(row: &'r Row<'_>, place: usize, stored: Stored) -> Raw<'r> {
-    match (row.get_ref(place), stored) {
-        (Ok(ValueRef::Integer(number)), Stored::Bool) => Raw::Value((number != 0).into()),
-        (Ok(ValueRef::Integer(number)), Stored::AsIs | Stored::Json) => Raw::Value(number.into()),
-        (Ok(ValueRef::Real(number)), _) => Raw::Value(number.into()),
-        (Ok(ValueRef::Text(b"") | ValueRef::Blob(b"")), Stored::Json) => Raw::NULL,
-        (Ok(ValueRef::Text(text) | ValueRef::Blob(text)), _) => {
-            match (str::from_utf8(text), stored) {
-                (Ok(text), Stored::Json) => Raw::Json(text),
-                (Ok(text), Stored::AsIs | Stored::Bool) => Raw::Text(text),
-                (Err(_), _) => Raw::Value(String::from_utf8_lossy(text).into()),
-            }
+fn raw(value: ValueRef<'_>, stored: Stored) -> Raw<'_> {
+    match (value, stored) {
+        (ValueRef::Null, _) | (ValueRef::Text(b"") | ValueRef::Blob(b""), Stored::Json) => {
+            Raw::NULL
         }
-        (Ok(ValueRef::Null) | Err(_), _) => Raw::NULL,
+        (ValueRef::Integer(number), Stored::Bool) => Raw::Value((number != 0).into()),
+        (ValueRef::Integer(number), Stored::AsIs | Stored::Json) => Raw::Value(number.into()),
+        (ValueRef::Real(number), _) => Raw::Value(number.into()),
+        (ValueRef::Text(text) | ValueRef::Blob(text), _) => match (str::from_utf8(text), stored) {
+            (Ok(text), Stored::Json) => Raw::Json(text),
+            (Ok(text), Stored::AsIs | Stored::Bool) => Raw::Text(text),
+            (Err(_), _) => Raw::Value(String::from_utf8_lossy(text).into()),
+        },
     }
 }
 

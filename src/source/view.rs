@@ -8,26 +8,31 @@
 //!   "carries": {
 //!     "format": 1,
 //!     "users": {
-//!       "collection": "nats_users", "fields": ["id", "username", "password", "role_id", "active"],
-//!       "json": ["role_id"], "bool": ["active"]
+//!       "collection": "nats_users", "common": 5,
+//!       "fields": ["id", "username", "password", "role_id", "active", "publish_permissions"],
+//!       "json": ["role_id", "publish_permissions"], "bool": ["active"]
 //!     },
-//!     "roles": {"collection": "nats_roles", "fields": ["id", "name"], "json": [], "bool": []}
+//!     "roles": {"collection": "nats_roles", "common": 2, "fields": ["id", "name"], "json": [], "bool": []}
 //!   },
-//!   "users": "[[\"u5k2…\",\"ann\",\"$2a$10$…\",\"[\\\"r8d1…\\\"]\",1]]",
+//!   "users": "[[\"u5k2…\",\"ann\",\"$2a$10$…\",\"[\\\"r8d1…\\\"]\",1,null]]",
 //!   "roles": "[[\"r8d1…\",\"admin\"]]"
 //! }
 //! ```
 //!
 //! `carries` says what the arrays in the other two hold, in which order. They are as the database has
 //! them, so hidden and password-type fields are there too; those in `json` are text that holds JSON,
-//! those in `bool` 0 or 1. The two are text, and not what PocketBase takes for JSON, as that it looks
+//! those in `bool` 0 or 1. The fields behind the `common` ones are in one array at the end; most
+//! records have nothing in any of them, and `null` for it. The two are text, and not what PocketBase takes for JSON, as that it looks
 //! through again and again: of all ways to have it make them, this one takes it the least time.
 
-use std::{fmt, ops::Range};
+use std::{
+    fmt::{self, Write as _},
+    ops::Range,
+};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeSeed, SeqAccess, Visitor},
+    de::{self, DeserializeSeed, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
@@ -76,6 +81,8 @@ pub fn read_export(row: &str, options: &PocketBaseOptions) -> Result<Snapshot, S
 struct Carrier<'a> {
     collection: &'a str,
     fields: Vec<&'a Field>,
+    /// So many of them come first that most records have something in.
+    common: usize,
 }
 
 impl<'a> Carrier<'a> {
@@ -83,12 +90,16 @@ impl<'a> Carrier<'a> {
         // PocketBase has no other names, and these need no quoting anywhere.
         let plain = |name: &str| name.bytes().all(|it| it.is_ascii_alphanumeric() || it == b'_');
         let mut names = fields.iter().map(|field| &field.name).chain([&schema.name]);
-        match names.find(|name| !plain(name)) {
-            Some(name) => Err(SourceError::Settings(format!(
+        if let Some(name) = names.find(|name| !plain(name)) {
+            return Err(SourceError::Settings(format!(
                 "`{name}` is not a name that PocketBase gives a collection or a field"
-            ))),
-            None => Ok(Carrier { collection: &schema.name, fields }),
+            )));
         }
+        let (rare, mut fields): (Vec<_>, Vec<_>) =
+            fields.into_iter().partition(|it| it.kind == "json");
+        let common = fields.len();
+        fields.extend(rare);
+        Ok(Carrier { collection: &schema.name, fields, common })
     }
 
     fn description(&self) -> String {
@@ -98,9 +109,10 @@ impl<'a> Carrier<'a> {
             format!("json_array({})", names.join(", "))
         };
         format!(
-            "json_object('collection', '{}', 'fields', {}, 'json', {}, 'bool', {})",
+            "json_object('collection', '{}', 'fields', {}, 'common', {}, 'json', {}, 'bool', {})",
             self.collection,
             names(|_| true),
+            self.common,
             names(|it| matches!(it, Stored::Json)),
             names(|it| matches!(it, Stored::Bool)),
         )
@@ -108,7 +120,15 @@ impl<'a> Carrier<'a> {
 
     fn rows(&self) -> String {
         let values: Vec<_> = self.fields.iter().map(|it| format!("t.\"{}\"", it.name)).collect();
-        let values = values.join(", ");
+        let (common, rare) = values.split_at(self.common);
+        let mut values = common.join(", ");
+        if !rare.is_empty() {
+            let rare = rare.join(", ");
+            let _ = write!(
+                values,
+                ", CASE WHEN coalesce({rare}, NULL) IS NOT NULL THEN json_array({rare}) END"
+            );
+        }
         format!(
             "CAST((SELECT json_group_array(json_array({values})) FROM \"{}\" t) AS TEXT)",
             self.collection
@@ -144,6 +164,8 @@ struct Carries {
 struct Carried {
     collection: String,
     fields: Vec<String>,
+    /// Those behind so many are in an array of their own, or `null` where there is nothing in any.
+    common: Option<usize>,
     #[serde(default)]
     json: Vec<String>,
     #[serde(default)]
@@ -235,22 +257,30 @@ impl Carried {
             Some((place, stored))
         };
         let places: Vec<Option<(usize, Stored)>> = wanted.iter().map(place).collect();
+        let common = self.common.filter(|it| *it < self.fields.len());
         let mut failed = None;
-        let each = |row: &[&'r RawValue]| {
+        let each = |row: &mut Vec<&'r RawValue>| {
+            if let Some(common) = common
+                && let Some(rare) = row.get(common)
+            {
+                let rare: Option<Vec<&RawValue>> = serde_json::from_str(rare.get())?;
+                let none = || vec![RawValue::NULL; self.fields.len() - common];
+                row.splice(common.., rare.unwrap_or_else(none));
+            }
             if failed.is_none() {
                 let mut field = |at: usize| {
                     let (place, stored) = places[at]?;
                     let json = row.get(place)?.get();
-                    Some(match stored {
-                        Stored::AsIs => Raw::Json(json),
-                        Stored::Json => Raw::JsonInJson(json),
-                        Stored::Bool if json == "0" => Raw::Value(false.into()),
-                        Stored::Bool if json == "1" => Raw::Value(true.into()),
-                        Stored::Bool => Raw::Json(json),
+                    Some(match (stored, json) {
+                        (Stored::Json, _) => Raw::JsonInJson(json),
+                        (Stored::Bool, "0") => Raw::Value(false.into()),
+                        (Stored::Bool, "1") => Raw::Value(true.into()),
+                        (Stored::AsIs | Stored::Bool, _) => Raw::Json(json),
                     })
                 };
                 failed = make(&mut field).err();
             }
+            Ok(())
         };
         match (Each { each }).deserialize(&mut serde_json::Deserializer::from_str(rows)) {
             Ok(()) => failed.map_or(Ok(()), Err),
@@ -308,7 +338,9 @@ struct Each<F> {
     each: F,
 }
 
-impl<'de, F: FnMut(&[&'de RawValue])> DeserializeSeed<'de> for Each<F> {
+impl<'de, F: FnMut(&mut Vec<&'de RawValue>) -> serde_json::Result<()>> DeserializeSeed<'de>
+    for Each<F>
+{
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -316,7 +348,7 @@ impl<'de, F: FnMut(&[&'de RawValue])> DeserializeSeed<'de> for Each<F> {
     }
 }
 
-impl<'de, F: FnMut(&[&'de RawValue])> Visitor<'de> for Each<F> {
+impl<'de, F: FnMut(&mut Vec<&'de RawValue>) -> serde_json::Result<()>> Visitor<'de> for Each<F> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -326,7 +358,7 @@ impl<'de, F: FnMut(&[&'de RawValue])> Visitor<'de> for Each<F> {
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut rows: A) -> Result<(), A::Error> {
         let mut row = Vec::new();
         while rows.next_element_seed(Fill(&mut row))?.is_some() {
-            (self.each)(&row);
+            (self.each)(&mut row).map_err(de::Error::custom)?;
         }
         Ok(())
     }
