@@ -1,4 +1,5 @@
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt, iter,
     sync::Arc,
@@ -210,11 +211,15 @@ fn pairs<'a>(
 ) -> impl Iterator<Item = (&'a str, Option<&'a User>, Option<&'a User>)> {
     let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
     iter::from_fn(move || {
-        let first =
-            old.peek().map(|it| &**it.0).into_iter().chain(new.peek().map(|it| &**it.0)).min()?;
-        let before = old.next_if(|it| &**it.0 == first).map(|it| it.1);
-        let after = new.next_if(|it| &**it.0 == first).map(|it| it.1);
-        Some((first, before, after))
+        let order = match (old.peek(), new.peek()) {
+            (Some((one, _)), Some((other, _))) => one.cmp(other),
+            (Some(_), None) => Ordering::Less,
+            (None, _) => Ordering::Greater,
+        };
+        let before = if order.is_le() { old.next() } else { None };
+        let after = if order.is_ge() { new.next() } else { None };
+        let (login, _) = before.or(after)?;
+        Some((&**login, before.map(|it| it.1), after.map(|it| it.1)))
     })
 }
 

@@ -190,8 +190,7 @@ impl<'a> Reader<'a> {
     }
 
     fn key(&mut self) -> Result<&'a str, ConfError> {
-        if let Some(quote) = ['"', '\''].into_iter().find(|it| self.rest.starts_with(*it)) {
-            self.take(quote);
+        if let Some(quote) = ['"', '\''].into_iter().find(|it| self.take(*it)) {
             // Keys have no escapes.
             let Some((key, rest)) = self.rest.split_once(quote) else {
                 return self.fail("expected the key's closing quote");
@@ -278,7 +277,8 @@ impl<'a> Reader<'a> {
     fn double_quoted(&mut self) -> Result<Cow<'a, str>, ConfError> {
         let mut text = Cow::Borrowed("");
         loop {
-            let Some(at) = self.rest.find(['"', '\\']) else {
+            let end = |it: u8| matches!(it, b'"' | b'\\');
+            let Some(at) = self.rest.bytes().position(end) else {
                 return self.fail("expected the closing quote");
             };
             let (plain, rest) = self.rest.split_at(at);
@@ -313,29 +313,27 @@ impl<'a> Reader<'a> {
 
     /// Passes over white space, comments and the separators given.
     fn blank(&mut self, separators: &str) {
-        loop {
-            let trimmed = self
-                .rest
-                .trim_start_matches(|it: char| it.is_whitespace() || separators.contains(it));
-            self.line += self.rest[..self.rest.len() - trimmed.len()].matches('\n').count();
-            self.rest = trimmed;
-            if !(self.rest.starts_with('#') || self.rest.starts_with("//")) {
+        while let Some(it) = self.rest.chars().next() {
+            if it == '#' || it == '/' && self.rest.starts_with("//") {
+                // A bare CR ends a comment too.
+                let end = self.rest.find(['\n', '\r']).unwrap_or(self.rest.len());
+                self.rest = &self.rest[end..];
+            } else if it.is_whitespace() || separators.bytes().any(|other| it == char::from(other))
+            {
+                self.line += usize::from(it == '\n');
+                self.rest = &self.rest[it.len_utf8()..];
+            } else {
                 return;
             }
-            // A bare CR ends a comment too.
-            self.rest = &self.rest[self.rest.find(['\n', '\r']).unwrap_or(self.rest.len())..];
         }
     }
 
-    /// Whether this comes next. Then it is read.
+    /// Whether this, which is ASCII, comes next. Then it is read.
     pub(super) fn take(&mut self, it: char) -> bool {
-        match self.rest.strip_prefix(it) {
-            Some(rest) => {
-                self.rest = rest;
-                true
-            }
-            None => false,
-        }
+        // Not `strip_prefix`, which calls for a comparison of memory: there are millions of these.
+        let next = self.rest.as_bytes().first().is_some_and(|next| char::from(*next) == it);
+        self.rest = &self.rest[usize::from(next)..];
+        next
     }
 
     pub(super) fn fail<T>(&self, what: &'static str) -> Result<T, ConfError> {

@@ -1,6 +1,6 @@
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -223,13 +223,13 @@ fn unambiguous<'a>(
     for record in active().filter(|it| !it.nkey.is_empty()) {
         *nkeys.entry(&record.nkey).or_default() += 1;
     }
-    let mut named: Vec<_> = active().map(|it| (lower_case(&it.username), it)).collect();
-    named.sort_by(|(one, a), (other, b)| (one, &a.username).cmp(&(other, &b.username)));
+    let mut named: Vec<Named<'_>> = active().map(Named::new).collect();
+    named.sort_unstable_by(|one, other| one.key().cmp(&other.key()));
 
     let mut judged = Vec::with_capacity(named.len());
-    for alike in named.chunk_by(|one, other| one.0 == other.0) {
-        for same in alike.chunk_by(|one, other| one.1.username == other.1.username) {
-            let fit = same.iter().map(|it| it.1).filter(|record| {
+    for alike in named.chunk_by(|one, other| one.lower == other.lower) {
+        for same in alike.chunk_by(|one, other| one.record.username == other.record.username) {
+            let fit = same.iter().map(|it| it.record).filter(|record| {
                 let name = &*record.username;
                 let mut finding = |field: &str, value: &str, problem, effect| {
                     findings.push(policy.about_user(
@@ -261,7 +261,7 @@ fn unambiguous<'a>(
                 if name.trim() != name {
                     about_name(Problem::NameSpace, Effect::Kept);
                 }
-                if name.contains(is_invisible) {
+                if !name.is_ascii() && name.contains(is_invisible) {
                     about_name(Problem::NameInvisible, Effect::Kept);
                 }
                 if alike.len() > 1 {
@@ -283,6 +283,29 @@ fn unambiguous<'a>(
         }
     }
     judged
+}
+
+/// A record by its name, those that differ only in case side by side.
+struct Named<'a> {
+    /// How `lower` begins: many are sorted without a look at the names, which lie here and there.
+    beginning: [u8; 16],
+    lower: Cow<'a, str>,
+    record: &'a UserRecord,
+}
+
+impl<'a> Named<'a> {
+    fn new(record: &'a UserRecord) -> Named<'a> {
+        let lower = lower_case(&record.username);
+        let mut beginning = [0; 16];
+        let length = lower.len().min(beginning.len());
+        beginning[..length].copy_from_slice(&lower.as_bytes()[..length]);
+        Named { beginning, lower, record }
+    }
+
+    /// Of records with one name it is nothing which comes first: findings are sorted later.
+    fn key(&self) -> ([u8; 16], &str, &str) {
+        (self.beginning, &self.lower, &self.record.username)
+    }
 }
 
 fn lower_case(name: &str) -> Cow<'_, str> {
@@ -335,7 +358,12 @@ fn judge(
     let about = |field: &str, value: &str, problem, effect| {
         policy.about_user(record, field, value, problem, effect)
     };
-    let own = Granted::new(&record.permissions, &about, findings);
+    // Most have none, and there may be many.
+    let own = if *record.permissions == Permissions::default() {
+        Granted::default()
+    } else {
+        Granted::new(&record.permissions, &about, findings)
+    };
     let grant = match granted[..] {
         [] if own.is_empty() && !defaults.has_templates() => Grant::Defaults,
         [(id, role)] if own.is_empty() && !role.has_templates() => Grant::Role(Arc::clone(id)),
@@ -863,7 +891,7 @@ fn identifiers(
     roles: &[RoleRecord],
     users: &BTreeMap<Arc<str>, User>,
 ) -> HashMap<Arc<str>, Arc<str>> {
-    let used: BTreeSet<&str> =
+    let used: HashSet<&str> =
         users.values().filter_map(|it| it.grant.role().map(|id| &**id)).collect();
     let mut used: Vec<&RoleRecord> = roles.iter().filter(|it| used.contains(&*it.id)).collect();
     used.sort_by_key(|it| (&it.name, &it.id));
