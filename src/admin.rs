@@ -38,7 +38,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use reqwest::Url;
-use sha2::{Digest as _, Sha256};
+use ring::digest;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::{AbortHandle, JoinSet},
@@ -293,7 +293,7 @@ async fn page() -> Response {
         let hash = |tag: &str| {
             let (_, rest) = PAGE.split_once(&format!("<{tag}>")).expect("the page has it");
             let (text, _) = rest.split_once(&format!("</{tag}>")).expect("and ends it");
-            STANDARD.encode(Sha256::digest(text))
+            STANDARD.encode(digest::digest(&digest::SHA256, text.as_bytes()))
         };
         format!(
             "default-src 'none'; connect-src 'self'; img-src data:; script-src 'sha256-{}'; \

@@ -15,11 +15,12 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
 use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
-use sha2::{Digest as _, Sha256};
+use ring::digest;
 use tempfile::{NamedTempFile, TempDir};
 use tokio::{process::Command, sync::OnceCell, time};
 use tracing::{debug, warn};
@@ -396,7 +397,7 @@ impl AuthFile {
         stamped: bool,
         keep: Keep,
     ) -> Result<Applied, ApplyError> {
-        let (text, stamp) = ready(&desired, stamped)?;
+        let (text, stamp) = ready(&desired, stamped);
 
         let begun = Instant::now();
         let hash = hash(&text);
@@ -405,9 +406,9 @@ impl AuthFile {
         let with = judge.as_ref().zip(main).map(|(judge, main)| (main, judge.version.clone()));
         if with != self.checked_with || with.is_none() {
             // Not seen together before, so nothing is renamed before nats-server has seen it.
-            let good = self.good();
-            let formers = iter::once(former).chain(&good).map(|it| it.text.as_str());
-            let formers: Vec<&str> = formers.collect();
+            let good = self.good_text();
+            let formers: Vec<&str> =
+                iter::once(&former.text).chain(&good).map(|it| &**it).collect();
             self.check(judge.as_ref(), &text, &formers).await?;
             self.checked_with = with;
         }
@@ -423,7 +424,7 @@ impl AuthFile {
                 warn!(%err, "no backup of the former auth file");
             }
         }
-        self.write(&text)?;
+        self.write(&text, || reads_back(&text, &desired))?;
         self.said = Some((hash.clone(), desired));
         debug!(took = ?begun.elapsed(), bytes = text.len(), "written");
         self.applied(true, hash, stamp, judge)
@@ -454,8 +455,8 @@ impl AuthFile {
 
     async fn refused_itself(&self, new: &Applied, former: &Current) -> Result<(), ApplyError> {
         let text = self.text()?;
-        let good = self.good();
-        let formers = iter::once(former).chain(&good).map(|it| it.text.as_str());
+        let good = self.good_text();
+        let formers = iter::once(&former.text).chain(&good).map(|it| &**it);
         let formers: Vec<&str> = formers.filter(|it| *it != text).collect();
         if formers.is_empty() {
             return Ok(());
@@ -487,13 +488,13 @@ impl AuthFile {
             let (text, stamp) = if same {
                 (former.text.clone(), stamp(&former.text))
             } else {
-                ready(&reduced, stamped)?
+                ready(&reduced, stamped)
             };
             if self.check(judge.as_ref(), &text, &[""]).await.is_err() {
                 continue;
             }
             if text != now {
-                self.write(&text)?;
+                self.write(&text, || reads_back(&text, &reduced))?;
                 warn!("the former auth file was put back, less what was taken away since");
             }
             // Servers that run the very same already are not to reload.
@@ -650,7 +651,7 @@ impl AuthFile {
 
     /// The last good file, if there is one.
     fn good(&self) -> Option<Current> {
-        let text = fs::read_to_string(self.beside("good")).ok()?;
+        let text = self.good_text()?;
         match parse(&text) {
             Found::Ours(desired) => {
                 let hash = hash(&text);
@@ -666,6 +667,10 @@ impl AuthFile {
         }
     }
 
+    fn good_text(&self) -> Option<String> {
+        fs::read_to_string(self.beside("good")).ok()
+    }
+
     /// The path of a file of ours beside the auth file; hidden, since people list folders.
     fn beside(&self, extension: &str) -> PathBuf {
         self.path.with_file_name(format!(".{}.{extension}", self.name()))
@@ -676,41 +681,32 @@ impl AuthFile {
         name.to_string_lossy().into_owned()
     }
 
-    /// Replaces the file in one step, so that a server reading it sees the old or the new.
-    fn write(&mut self, text: &str) -> Result<(), ApplyError> {
+    /// Replaces the file in one step, so that a server reading it sees the old or the new; but not
+    /// unless the text is `sound`.
+    fn write(
+        &mut self,
+        text: &str,
+        sound: impl FnOnce() -> Result<(), ConfError> + Send,
+    ) -> Result<(), ApplyError> {
         // A link stays a link; what it points to is replaced.
         let path = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
-        let replace = || {
-            let dir = folder(&path);
-            let staged = stage(dir, text)?;
+        let stage = || {
+            let staged = stage(folder(&path), text)?;
             let kept = self.keep_mode_and_owner(&path, &staged)?;
             staged.as_file().sync_all()?;
-            let renamed =
-                if kept { staged.persist(&path).map_err(|it| it.error) } else { Err(in_place()) };
-            match renamed {
-                Ok(_) => (),
-                // A bind mount cannot be renamed onto.
-                Err(err)
-                    if matches!(
-                        err.kind(),
-                        io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices
-                    ) =>
-                {
-                    warn!(path = %path.display(), "written in place: it cannot be renamed onto");
-                    let mut file = fs::OpenOptions::new().write(true).open(&path)?;
-                    file.write_all(text.as_bytes())?;
-                    file.file().set_len(text.len() as u64)?;
-                    file.sync_all()?;
-                }
-                Err(err) => return Err(err),
-            }
-            // The rename itself must survive a power cut.
-            fs::File::open(dir)?.sync_all()
+            Ok((staged, kept))
         };
-        let replaced = replace().map_err(|err: io::Error| self.io("replaced", err));
+        // Where there are many users, one takes as long as the other.
+        let (sound, staged) = thread::scope(|scope| {
+            let sound = scope.spawn(sound);
+            let staged = stage();
+            (sound.join().expect("nothing in there panics"), staged)
+        });
+        sound.map_err(ApplyError::NotReadBack)?;
+        let replaced = staged.and_then(|(staged, kept)| replace(&path, staged, kept, text));
         // Even if it could not be: half of it may be there.
         self.left = shape(&self.path);
-        replaced
+        replaced.map_err(|err| self.io("replaced", err))
     }
 
     /// `false` if the file's owner cannot be kept by a new file.
@@ -910,20 +906,19 @@ fn reasons(said: &str, folder: &Path) -> String {
 }
 
 /// The text that says this, and its stamp, if it is to have one.
-fn ready(desired: &Desired, stamped: bool) -> Result<(String, Option<String>), ApplyError> {
+fn ready(desired: &Desired, stamped: bool) -> (String, Option<String>) {
     let begun = Instant::now();
     let text = render(desired);
-    reads_back(&text, desired).map_err(ApplyError::NotReadBack)?;
     debug!(took = ?begun.elapsed(), "rendered");
     let stamp = stamped.then(|| hash(&text));
     let now = format!("{:.0}", jiff::Timestamp::now());
-    Ok((dated(text, &now, stamp.as_deref()), stamp))
+    (dated(text, &now, stamp.as_deref()), stamp)
 }
 
 /// Names the text, so that the same text is known again.
 fn hash(text: &str) -> String {
     let mut hash = String::new();
-    for byte in &Sha256::digest(text)[..16] {
+    for byte in &digest::digest(&digest::SHA256, text.as_bytes()).as_ref()[..16] {
         write!(hash, "{byte:02x}").expect("a String takes everything");
     }
     hash
@@ -943,6 +938,32 @@ fn stage(dir: &Path, text: &str) -> io::Result<NamedTempFile> {
     let mut staged = tempfile::Builder::new().prefix(".pb-nats-").tempfile_in(dir)?;
     staged.write_all(text.as_bytes())?;
     Ok(staged)
+}
+
+/// Gives the staged file, which holds `text`, its name; if that is not to be, writes the text in place.
+fn replace(path: &Path, staged: NamedTempFile, rename: bool, text: &str) -> io::Result<()> {
+    let in_place = || io::Error::from(io::ErrorKind::ResourceBusy);
+    let renamed =
+        if rename { staged.persist(path).map_err(|it| it.error) } else { Err(in_place()) };
+    match renamed {
+        Ok(_) => (),
+        // A bind mount cannot be renamed onto.
+        Err(err)
+            if matches!(
+                err.kind(),
+                io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices
+            ) =>
+        {
+            warn!(path = %path.display(), "written in place: it cannot be renamed onto");
+            let mut file = fs::OpenOptions::new().write(true).open(path)?;
+            file.write_all(text.as_bytes())?;
+            file.file().set_len(text.len() as u64)?;
+            file.sync_all()?;
+        }
+        Err(err) => return Err(err),
+    }
+    // The rename itself must survive a power cut.
+    fs::File::open(folder(path))?.sync_all()
 }
 
 /// The folder that a file is in.
@@ -965,10 +986,6 @@ fn replaced(it: &std::fs::Metadata) -> SystemTime {
 fn shape(path: &Path) -> Option<Shape> {
     let file = fs::metadata(path).ok()?;
     Some((file.ino(), file.modified().ok()?, file.len()))
-}
-
-fn in_place() -> io::Error {
-    io::ErrorKind::ResourceBusy.into()
 }
 
 #[cfg(test)]

@@ -425,7 +425,7 @@ impl<S: Source> Reconciler<S> {
     async fn enforce(
         &mut self,
         applied: &Applied,
-        desired: &Desired,
+        desired: &Arc<Desired>,
         former: &Current,
         main_config: Option<&MainConfig>,
         spare: Option<usize>,

@@ -65,8 +65,8 @@ pub(crate) struct Board {
     begun: (Timestamp, Instant),
     step: (Step, Instant),
     findings: Vec<Finding>,
-    /// What a client's credential takes a reload, on average.
-    per_client: Option<Duration>,
+    /// What the file has.
+    held: Option<Arc<Desired>>,
 }
 
 type Label = [(&'static str, &'static str); 1];
@@ -163,7 +163,7 @@ impl Board {
             begun: (Timestamp::now(), now),
             step: (Step::Snapshot, now),
             findings: Vec::new(),
-            per_client: None,
+            held: None,
         }
     }
 
@@ -260,8 +260,8 @@ impl Board {
     }
 
     /// What the file has.
-    pub(crate) fn holds(&mut self, desired: &Desired) {
-        self.per_client = per_client(desired);
+    pub(crate) fn holds(&mut self, desired: &Arc<Desired>) {
+        self.held = Some(Arc::clone(desired));
         let users = desired.users.len();
         self.watch.change(|it| it.status.users = users);
     }
@@ -308,7 +308,7 @@ impl Board {
             self.watch.tally.reloads.inc();
             self.watch.tally.reload_seconds.observe(took.as_secs_f64());
         }
-        let per_client = self.per_client;
+        let per_client = self.held.as_deref().and_then(per_client);
         self.watch.change(|it| {
             let former = mem::take(&mut it.status.servers);
             let server = |outcome| {

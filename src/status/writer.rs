@@ -3,8 +3,8 @@
 use std::{convert::Infallible, mem, time::Duration};
 
 use jiff::Timestamp;
+use ring::digest;
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
 use tokio::{
     task::JoinSet,
     time::{self, Instant},
@@ -135,7 +135,8 @@ fn records(status: &Status, former: &Records) -> Records {
         let about = json!([finding.collection, finding.id, finding.name]).to_string();
         // PocketBase wants 15 letters or digits.
         let letters = |byte: &u8| [byte >> 4, byte & 15].map(|it| char::from(b'a' + it));
-        let id = Sha256::digest(about).iter().flat_map(letters).take(15).collect();
+        let hash = digest::digest(&digest::SHA256, about.as_bytes());
+        let id = hash.as_ref().iter().flat_map(letters).take(15).collect();
         let record = records.entry(id).or_insert_with(|| StatusRecord {
             name: plain(&finding.name),
             in_force: true,
