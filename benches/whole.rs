@@ -18,7 +18,7 @@ mod page;
 mod support;
 
 use std::{
-    fs,
+    fs, mem,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -353,8 +353,16 @@ fn foreign(rig: &mut Rig, during: Duration) -> Result<(usize, f64)> {
     log.wait(Timestamp::MIN, "decided")?;
     rig.pb_nats.set("sync.debounce", format!("{}ms", DEBOUNCE.as_millis()));
     // The first hint is that there is a connection, and of the first write nobody knows what it is for.
+    // With many users what comes of that takes seconds.
     rig.pb.create("other", &json!({ "name": "x" }));
-    thread::sleep(Duration::from_secs(2));
+    let mut passes = 0;
+    loop {
+        thread::sleep(Duration::from_secs(5));
+        let now = log.count(Timestamp::MIN, "read");
+        if mem::replace(&mut passes, now) == now {
+            break;
+        }
+    }
     let (begun, start, before) = (Timestamp::now(), Instant::now(), cpu(&running)?);
     while start.elapsed() < during {
         rig.pb.create("other", &json!({ "name": "x" }));

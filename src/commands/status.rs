@@ -11,7 +11,9 @@ use jiff::{Timestamp, tz::TimeZone};
 use pb_nats::{
     admin,
     source::Kind,
-    status::{Change, CutOff, PassStatus, ServerStatus, State, Status as Told, Waiting, many, short},
+    status::{
+        Change, CutOff, PassStatus, ServerStatus, State, Status as Told, Waiting, many, short,
+    },
 };
 use serde_json::json;
 use tokio::time;
