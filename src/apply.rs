@@ -9,7 +9,7 @@ use std::{
     ffi::OsStr,
     fmt::Write as _,
     future,
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     iter,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
@@ -52,8 +52,8 @@ pub struct AuthFile {
     backups: Backups,
     main_config: Option<PathBuf>,
     server_binary: PathBuf,
-    /// What the file with this hash says, so that the same file need not be read through twice.
-    said: Option<(String, Arc<Desired>)>,
+    /// What the file said last, so that the same file need not be read through twice.
+    said: Option<Said>,
     /// The main config and nats-server that the last whole check was made with.
     checked_with: Option<(MainConfig, String)>,
     asked: Option<Asked>,
@@ -67,13 +67,23 @@ pub struct AuthFile {
 /// What shows that a file was touched: its inode, when it was changed, its length.
 type Shape = (u64, SystemTime, u64);
 
+/// What a file with this hash says, and its stamp.
+#[derive(Clone, Debug)]
+struct Said {
+    hash: String,
+    stamp: Option<String>,
+    desired: Arc<Desired>,
+}
+
 /// What the file holds now.
 #[derive(Debug, Default)]
 pub struct Current {
-    /// Its text. Empty: there is no file.
-    pub text: String,
     /// What it says. `None`: nothing that counts, since it is missing, empty or torn.
     pub desired: Option<Arc<Desired>>,
+    /// What servers show once they run it, if it has such a thing.
+    pub stamp: Option<String>,
+    /// Its text, if it says nothing that counts. Else it is long, and hardly ever needed.
+    rest: String,
     /// Names the text.
     hash: String,
     /// Whether somebody else wrote it.
@@ -243,7 +253,7 @@ impl AuthFile {
 
     /// What the file was last seen to say, and how many bytes it takes for that.
     pub fn holds(&self) -> Option<(Arc<Desired>, u64)> {
-        let (_, desired) = self.said.as_ref()?;
+        let Said { desired, .. } = self.said.as_ref()?;
         Some((Arc::clone(desired), self.left.map_or(0, |(.., length)| length)))
     }
 
@@ -292,12 +302,12 @@ impl AuthFile {
     pub fn read(&mut self, adopt: Adopt) -> Result<Current, ApplyError> {
         // What happens to it from now on is news.
         self.left = shape(&self.path);
-        let text = self.text()?;
-        let hash = hash(&text);
-        if let Some((_, desired)) = self.said.as_ref().filter(|(of, _)| *of == hash) {
-            let desired = Some(Arc::clone(desired));
-            return Ok(Current { text, desired, hash, foreign: false, known: true });
+        if let Some(said) = &self.said
+            && self.hash().is_ok_and(|it| it == said.hash)
+        {
+            return Ok(Current::ours(said.clone(), true));
         }
+        let text = self.text()?;
         let path = || self.path.clone();
         let mut foreign = false;
         let desired = match parse(&text) {
@@ -314,8 +324,13 @@ impl AuthFile {
             Found::Newer(format) => return Err(ApplyError::Newer { path: path(), format }),
             Found::Foreign(by) => return Err(ApplyError::Foreign { path: path(), by }),
         };
-        self.said = desired.clone().map(|it| (hash.clone(), it));
-        Ok(Current { text, desired, hash, foreign, known: false })
+        let hash = hash(&text);
+        self.said =
+            desired.map(|desired| Said { hash: hash.clone(), stamp: stamp(&text), desired });
+        Ok(match &self.said {
+            Some(said) => Current::ours(said.clone(), false),
+            None => Current { rest: text, hash, foreign, ..Current::default() },
+        })
     }
 
     /// Returns, once for each time, when the file is not as it was left. May be dropped at any time.
@@ -343,6 +358,19 @@ impl AuthFile {
         })
     }
 
+    /// The hash of its text, which need not be there as a whole for it.
+    fn hash(&self) -> io::Result<String> {
+        let mut file = fs::File::open(&self.path)?;
+        let mut context = digest::Context::new(&digest::SHA256);
+        let mut piece = vec![0; 1 << 16];
+        loop {
+            match file.read(&mut piece)? {
+                0 => return Ok(hex(&context.finish())),
+                length => context.update(&piece[..length]),
+            }
+        }
+    }
+
     /// The main config as it is now, if the settings name one.
     pub fn main_config(&self) -> Result<Option<MainConfig>, ApplyError> {
         let Some(path) = &self.main_config else { return Ok(None) };
@@ -360,7 +388,7 @@ impl AuthFile {
     /// The file as it is, for servers that may not run it yet.
     pub async fn as_it_is(&mut self, current: &Current) -> Result<Applied, ApplyError> {
         let judge = self.judge().await;
-        self.applied(false, current.hash.clone(), stamp(&current.text), judge)
+        self.applied(false, current.hash.clone(), current.stamp.clone(), judge)
     }
 
     /// The version of the nats-server program that judges configs, if there is one.
@@ -406,16 +434,14 @@ impl AuthFile {
         let with = judge.as_ref().zip(main).map(|(judge, main)| (main, judge.version.clone()));
         if with != self.checked_with || with.is_none() {
             // Not seen together before, so nothing is renamed before nats-server has seen it.
-            let good = self.good_text();
-            let formers: Vec<&str> =
-                iter::once(&former.text).chain(&good).map(|it| &**it).collect();
+            let formers: Vec<_> = iter::once(former.text()).chain(self.good_text()).collect();
             self.check(judge.as_ref(), &text, &formers).await?;
             self.checked_with = with;
         }
         debug!(took = ?begun.elapsed(), "checked");
 
         let begun = Instant::now();
-        let there = !former.text.trim().is_empty();
+        let there = former.desired.is_some() || !former.rest.trim().is_empty();
         if there && (former.foreign || keep == Keep::Always) {
             self.back_up().map_err(|err| self.io("backed up", err))?;
         } else if there && self.backups.ours {
@@ -425,7 +451,7 @@ impl AuthFile {
             }
         }
         self.write(&text, || reads_back(&text, &desired))?;
-        self.said = Some((hash.clone(), desired));
+        self.said = Some(Said { hash: hash.clone(), stamp: stamp.clone(), desired });
         debug!(took = ?begun.elapsed(), bytes = text.len(), "written");
         self.applied(true, hash, stamp, judge)
     }
@@ -455,9 +481,9 @@ impl AuthFile {
 
     async fn refused_itself(&self, new: &Applied, former: &Current) -> Result<(), ApplyError> {
         let text = self.text()?;
-        let good = self.good_text();
-        let formers = iter::once(&former.text).chain(&good).map(|it| &**it);
-        let formers: Vec<&str> = formers.filter(|it| *it != text).collect();
+        let formers = iter::once(former).filter(|it| it.hash != hash(&text)).map(Current::text);
+        let formers = formers.chain(self.good_text().filter(|it| *it != text));
+        let formers: Vec<_> = formers.collect();
         if formers.is_empty() {
             return Ok(());
         }
@@ -483,21 +509,17 @@ impl AuthFile {
         for former in iter::once(former).chain(&good) {
             let Some(desired) = &former.desired else { continue };
             let reduced = desired.reduced_by(refused);
-            let stamped = stamp(&former.text).is_some();
             let same = reduced == **desired;
-            let (text, stamp) = if same {
-                (former.text.clone(), stamp(&former.text))
-            } else {
-                ready(&reduced, stamped)
-            };
-            if self.check(judge.as_ref(), &text, &[""]).await.is_err() {
+            let (text, stamp) = ready(&reduced, former.stamp.is_some());
+            if self.check(judge.as_ref(), &text, &[String::new()]).await.is_err() {
                 continue;
             }
-            if text != now {
-                self.write(&text, || reads_back(&text, &reduced))?;
-                warn!("the former auth file was put back, less what was taken away since");
-            }
             // Servers that run the very same already are not to reload.
+            if same && hash(&now) == former.hash {
+                return self.as_it_is(former).await.map(Some);
+            }
+            self.write(&text, || reads_back(&text, &reduced))?;
+            warn!("the former auth file was put back, less what was taken away since");
             return self.applied(!same, hash(&text), stamp, judge).map(Some);
         }
         Ok(None)
@@ -512,7 +534,7 @@ impl AuthFile {
         &self,
         judge: Option<&Judge>,
         text: &str,
-        formers: &[&str],
+        formers: &[String],
     ) -> Result<(), ApplyError> {
         let Some(judge) = judge else { return Ok(()) };
         let scratch = TempDir::new().map_err(|err| self.io("checked", err))?;
@@ -654,14 +676,9 @@ impl AuthFile {
         let text = self.good_text()?;
         match parse(&text) {
             Found::Ours(desired) => {
-                let hash = hash(&text);
-                Some(Current {
-                    text,
-                    desired: Some(Arc::from(desired)),
-                    hash,
-                    foreign: false,
-                    known: false,
-                })
+                let said =
+                    Said { hash: hash(&text), stamp: stamp(&text), desired: Arc::from(desired) };
+                Some(Current::ours(said, false))
             }
             Found::Torn(_) | Found::Empty | Found::Foreign(_) | Found::Newer(_) => None,
         }
@@ -778,6 +795,20 @@ impl AuthFile {
 
     fn io(&self, what: &'static str, source: io::Error) -> ApplyError {
         ApplyError::Io { path: self.path.clone(), what, source }
+    }
+}
+
+impl Current {
+    fn ours(Said { hash, stamp, desired }: Said, known: bool) -> Current {
+        Current { desired: Some(desired), stamp, rest: String::new(), hash, foreign: false, known }
+    }
+
+    /// Its text, or one that says the same.
+    fn text(&self) -> String {
+        match &self.desired {
+            Some(desired) => ready(desired, self.stamp.is_some()).0,
+            None => self.rest.clone(),
+        }
     }
 }
 
@@ -917,8 +948,12 @@ fn ready(desired: &Desired, stamped: bool) -> (String, Option<String>) {
 
 /// Names the text, so that the same text is known again.
 fn hash(text: &str) -> String {
+    hex(&digest::digest(&digest::SHA256, text.as_bytes()))
+}
+
+fn hex(digest: &digest::Digest) -> String {
     let mut hash = String::new();
-    for byte in &digest::digest(&digest::SHA256, text.as_bytes()).as_ref()[..16] {
+    for byte in &digest.as_ref()[..16] {
         write!(hash, "{byte:02x}").expect("a String takes everything");
     }
     hash

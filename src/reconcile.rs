@@ -15,7 +15,7 @@ use crate::{
     apply::{Adopt, Applied, ApplyError, AuthFile, Current, MainConfig, Placement},
     auth::{
         Changes, Desired, Diff, Event, Explain, Finding, Limits, Policy, Refused, Remark, Snapshot,
-        lint, stamp,
+        lint,
     },
     options::{EventFilter, Options},
     server::{self, Outcome, Receipt, ServerError, Servers, State},
@@ -403,7 +403,7 @@ impl<S: Source> Reconciler<S> {
     ) -> Result<Applied, ReconcileError> {
         self.board.is_at(Step::Apply);
         // A server that joined later may know no stamps, and would refuse the file for its own.
-        let ages = !wanted && stamp(&current.text).is_some();
+        let ages = !wanted && current.stamp.is_some();
         let unstamp = ages && !self.servers.know_stamps().await;
         if !wanted && !unstamp {
             return Ok(self.file.as_it_is(current).await?);

@@ -5,7 +5,7 @@ use serde_json::Value;
 /// Everything the source said, at one moment, in any order.
 ///
 /// Fields hold what the source holds, unjudged. Judging is [`Desired`](super::Desired)'s work.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Hash)]
 pub struct Snapshot {
     /// The people and programs that may connect.
     pub users: Vec<UserRecord>,
@@ -16,7 +16,7 @@ pub struct Snapshot {
 /// One record of the users collection.
 ///
 /// Optional fields that the collection lacks are [`Value::Null`] or empty.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Hash)]
 pub struct UserRecord {
     /// The record's id.
     pub id: String,
@@ -40,7 +40,7 @@ pub struct UserRecord {
 }
 
 /// One record of the roles collection.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Hash)]
 pub struct RoleRecord {
     /// The id users refer to.
     pub id: String,
@@ -57,7 +57,7 @@ pub struct RoleRecord {
 }
 
 /// The four subject lists of a record, as JSON of any kind.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Hash)]
 pub struct Permissions {
     /// Subjects that may be published to.
     pub publish: Value,
@@ -72,7 +72,7 @@ pub struct Permissions {
 /// The text of a password field. It is not shown by `Debug`: often it is a hash, at times a mistake.
 ///
 /// What is worked out of a record shares it with that.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct PasswordHash(pub Arc<str>);
 
 impl std::fmt::Debug for PasswordHash {
