@@ -75,7 +75,8 @@ pub(crate) fn ci() -> Result<()> {
     install(&["chromium", "chromedriver"], &["chromium", "chromium-driver"]);
     step("page, metrics and alert rules", cargo().args(["xtask", "browser"]))?;
     install(&["strace", "faketime"], &["strace", "faketime"]);
-    step("faults", cargo().args(["xtask", "faults", "--quick"]))
+    step("faults", cargo().args(["xtask", "faults", "--quick"]))?;
+    step("benchmarks, in small", cargo().args(["xtask", "bench", "--quick"]))
 }
 
 /// Installs what a step needs, where that can be done. What is missing is skipped, and said so.
