@@ -180,10 +180,13 @@ impl Desired {
 
         let about_users = findings.len();
         let records = unambiguous(&snapshot.users, policy, &mut findings);
-        let users = records
+        // Else the list that becomes the map would grow, and take three times its room on the way.
+        let mut users = Vec::with_capacity(records.len());
+        let judged = records
             .into_iter()
             .filter_map(|record| judge(record, &roles, &defaults, policy, &mut findings));
-        let mut users: BTreeMap<_, _> = users.collect();
+        users.extend(judged);
+        let mut users: BTreeMap<_, _> = users.into_iter().collect();
         findings[about_users..].sort_by(|one, other| one.id.cmp(&other.id));
 
         let names = identifiers(&snapshot.roles, &users);
