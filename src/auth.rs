@@ -5,6 +5,7 @@
 
 mod changes;
 pub mod conf;
+mod connection;
 mod desired;
 mod diff;
 pub mod explain;
@@ -18,9 +19,8 @@ mod subject;
 mod tests;
 
 pub use changes::{Changes, Event, EventType, Limits, MaxRemoved, Refused, counted};
-pub use desired::{
-    ConnectionType, Credential, Desired, Grant, Policy, Responses, Rules, Subjects, User,
-};
+pub use connection::{ConnectionType, ConnectionTypes};
+pub use desired::{Credential, Desired, Grant, Policy, Responses, Rules, Subjects, User};
 pub use diff::{Answers, Change, Diff, Holding, Hunk, Rights};
 pub use explain::{Action, Answer, Explain, Question, Verdict};
 pub use finding::{Effect, Finding, Problem};

@@ -109,6 +109,7 @@ impl Changes {
         let gone = old.roles.keys().filter(|it| !new.roles.contains_key(*it));
         changes.roles_removed = gone.map(ToString::to_string).collect();
 
+        let same_roles = changes.roles_changed.is_empty();
         let mut narrowed = Narrowed::new();
         for (login, before, after) in pairs(&old.users, &new.users) {
             let Some(before) = before else {
@@ -120,14 +121,17 @@ impl Changes {
                 changes.users_losing.push(login.to_string());
                 continue;
             };
-            let (was, is) = (old.rules(before), new.rules(after));
+            let rules = || (old.rules(before), new.rules(after));
             let same_proof = before.credential == after.credential;
-            let same_grant = match (&before.grant, &after.grant) {
+            let (same_grant, same_rules) = match (&before.grant, &after.grant) {
                 // If the role or the defaults differ, then that is the change.
-                (Grant::Role(one), Grant::Role(other)) if one == other => true,
-                (Grant::Defaults, Grant::Defaults) => true,
+                (Grant::Role(one), Grant::Role(other)) if one == other => (true, same_roles),
+                (Grant::Defaults, Grant::Defaults) => (true, !changes.defaults_changed),
                 // The same rights written elsewhere are the same rights.
-                _ => was == is,
+                _ => {
+                    let (was, is) = rules();
+                    (was == is, was == is)
+                }
             };
             let same_types = before.connection_types == after.connection_types;
             if !(same_grant && same_proof && same_types) {
@@ -136,12 +140,14 @@ impl Changes {
             let fewer_types = !same_types
                 && !after.connection_types.is_empty()
                 && (before.connection_types.is_empty()
-                    || !before.connection_types.is_subset(&after.connection_types));
+                    || !before.connection_types.is_subset(after.connection_types));
             // Thousands may share a role, and two roles are compared once: they are told apart by
             // place.
-            let mut narrower =
-                || *narrowed.entry((was, is)).or_insert_with(|| was != is && narrows(was, is));
-            if !same_proof || fewer_types || narrower() {
+            let mut narrower = || {
+                let (was, is) = rules();
+                *narrowed.entry((was, is)).or_insert_with(|| narrows(was, is))
+            };
+            if !same_proof || fewer_types || !same_rules && narrower() {
                 changes.users_losing.push(login.to_string());
             }
         }

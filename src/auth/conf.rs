@@ -277,13 +277,17 @@ impl<'a> Reader<'a> {
     fn double_quoted(&mut self) -> Result<Cow<'a, str>, ConfError> {
         let mut text = Cow::Borrowed("");
         loop {
-            let end = |it: u8| matches!(it, b'"' | b'\\');
+            let mut lines = 0;
+            let end = |it: u8| {
+                lines += usize::from(it == b'\n');
+                matches!(it, b'"' | b'\\')
+            };
             let Some(at) = self.rest.bytes().position(end) else {
                 return self.fail("expected the closing quote");
             };
             let (plain, rest) = self.rest.split_at(at);
             text += plain;
-            self.line += plain.matches('\n').count();
+            self.line += lines;
             self.rest = rest;
             if self.take('"') {
                 return Ok(text);
@@ -313,19 +317,30 @@ impl<'a> Reader<'a> {
 
     /// Passes over white space, comments and the separators given.
     fn blank(&mut self, separators: &str) {
-        while let Some(it) = self.rest.chars().next() {
-            if it == '#' || it == '/' && self.rest.starts_with("//") {
-                // A bare CR ends a comment too.
-                let end = self.rest.find(['\n', '\r']).unwrap_or(self.rest.len());
-                self.rest = &self.rest[end..];
-            } else if it.is_whitespace() || separators.bytes().any(|other| it == char::from(other))
-            {
-                self.line += usize::from(it == '\n');
-                self.rest = &self.rest[it.len_utf8()..];
-            } else {
-                return;
-            }
+        while let Some(&it) = self.rest.as_bytes().first() {
+            let length = match it {
+                b'#' => self.comment(),
+                b'/' if self.rest.starts_with("//") => self.comment(),
+                b'\n' => {
+                    self.line += 1;
+                    1
+                }
+                b' ' | b'\t' | b'\r' | b'\x0b' | b'\x0c' => 1,
+                _ if it.is_ascii() && separators.as_bytes().contains(&it) => 1,
+                // What is no ASCII is rare, and takes longer to look at.
+                _ if it.is_ascii() => return,
+                _ => match self.rest.chars().next().filter(|it| it.is_whitespace()) {
+                    Some(it) => it.len_utf8(),
+                    None => return,
+                },
+            };
+            self.rest = &self.rest[length..];
         }
+    }
+
+    /// How long the comment is that comes next. A bare CR ends it too.
+    fn comment(&self) -> usize {
+        self.rest.find(['\n', '\r']).unwrap_or(self.rest.len())
     }
 
     /// Whether this, which is ASCII, comes next. Then it is read.

@@ -1,5 +1,6 @@
 use std::{
     borrow::Cow,
+    cell::Cell,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
@@ -8,7 +9,8 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    Effect, Finding, PasswordHash, Permissions, Problem, RoleRecord, Snapshot, UserRecord,
+    ConnectionType, ConnectionTypes, Effect, Finding, PasswordHash, Permissions, Problem,
+    RoleRecord, Snapshot, UserRecord,
     render::{LOCKED_USER, identifier},
     subject::{self, BadSubject, Subject, Values},
 };
@@ -41,7 +43,7 @@ pub struct User {
     /// What they may do.
     pub grant: Grant,
     /// How they may connect. Empty: in any way.
-    pub connection_types: BTreeSet<ConnectionType>,
+    pub connection_types: ConnectionTypes,
 }
 
 /// How a user proves who they are.
@@ -68,12 +70,12 @@ impl User {
     /// Someone with a key and these rights.
     pub(crate) fn with_nkey(rules: Rules) -> User {
         let grant = Grant::Own(Box::new(rules));
-        User { credential: Credential::Nkey, grant, connection_types: BTreeSet::new() }
+        User { credential: Credential::Nkey, grant, connection_types: ConnectionTypes::default() }
     }
 
     /// Whether they may connect in this way.
     pub fn connects_by(&self, way: ConnectionType) -> bool {
-        self.connection_types.is_empty() || self.connection_types.contains(&way)
+        self.connection_types.is_empty() || self.connection_types.contains(way)
     }
 }
 
@@ -125,23 +127,6 @@ pub struct Responses {
     pub ttl: Duration,
 }
 
-/// The ways of connecting that every supported nats-server knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ConnectionType {
-    /// The NATS protocol.
-    Standard,
-    /// The NATS protocol in a WebSocket.
-    Websocket,
-    /// A leaf node.
-    Leafnode,
-    /// A leaf node in a WebSocket.
-    LeafnodeWs,
-    /// MQTT.
-    Mqtt,
-    /// MQTT in a WebSocket.
-    MqttWs,
-}
-
 /// What the settings say about records.
 #[derive(Clone, Debug)]
 pub struct Policy {
@@ -173,33 +158,31 @@ impl Desired {
         // The source may give its records in any order; findings have theirs.
         let mut roles: Vec<&RoleRecord> = snapshot.roles.iter().collect();
         roles.sort_by(|one, other| one.id.cmp(&other.id));
-        let roles: Roles = roles
-            .into_iter()
-            .map(|role| (Arc::from(&*role.id), Granted::by_role(role, policy, &mut findings)))
-            .collect();
+        let names = identifiers(&roles);
+        let judged = roles.into_iter().map(|it| {
+            let granted = Granted::by_role(it, policy, &mut findings);
+            let name = Arc::clone(&names[&*it.id]);
+            (&*it.id, Role { id: &it.id, name, granted, used: Cell::new(false) })
+        });
+        let roles: HashMap<&str, Role<'_>> = judged.collect();
 
         let about_users = findings.len();
         let records = unambiguous(&snapshot.users, policy, &mut findings);
+        let mut references = References { roles: &roles, known: HashMap::new() };
         // Else the list that becomes the map would grow, and take three times its room on the way.
         let mut users = Vec::with_capacity(records.len());
         let judged = records
             .into_iter()
-            .filter_map(|record| judge(record, &roles, &defaults, policy, &mut findings));
+            .filter_map(|it| judge(it, &mut references, &defaults, policy, &mut findings));
         users.extend(judged);
-        let mut users: BTreeMap<_, _> = users.into_iter().collect();
         findings[about_users..].sort_by(|one, other| one.id.cmp(&other.id));
 
-        let names = identifiers(&snapshot.roles, &users);
-        for user in users.values_mut() {
-            if let Grant::Role(role) = &mut user.grant {
-                *role = Arc::clone(&names[role]);
-            }
-        }
-        let rules = |id| roles[id].as_they_are().expect("no template among plain roles");
+        let rules = |it: &Role<'_>| it.granted.as_they_are().expect("it has no template");
+        let used = roles.values().filter(|it| it.used.get());
         let desired = Desired {
             defaults: defaults.as_they_are().unwrap_or_default(),
-            roles: names.iter().map(|(id, name)| (Arc::clone(name), rules(id))).collect(),
-            users,
+            roles: used.map(|it| (Arc::clone(&it.name), rules(it))).collect(),
+            users: users.into_iter().collect(),
             login_timeout: policy.login_timeout,
         };
         (desired, findings)
@@ -226,11 +209,12 @@ fn unambiguous<'a>(
     for record in active().filter(|it| !it.nkey.is_empty()) {
         *nkeys.entry(&record.nkey).or_default() += 1;
     }
-    let mut named: Vec<Named<'_>> = active().map(Named::new).collect();
+    let mut named = Vec::with_capacity(records.len());
+    named.extend(active().map(Named::new));
     named.sort_unstable_by(|one, other| one.key().cmp(&other.key()));
 
     let mut judged = Vec::with_capacity(named.len());
-    for alike in named.chunk_by(|one, other| one.lower == other.lower) {
+    for alike in named.chunk_by(Named::is_like) {
         for same in alike.chunk_by(|one, other| one.record.username == other.record.username) {
             let fit = same.iter().map(|it| it.record).filter(|record| {
                 let name = &*record.username;
@@ -291,7 +275,7 @@ fn unambiguous<'a>(
 /// A record by its name, those that differ only in case side by side.
 struct Named<'a> {
     /// How `lower` begins: many are sorted without a look at the names, which lie here and there.
-    beginning: [u8; 16],
+    beginning: u128,
     lower: Cow<'a, str>,
     record: &'a UserRecord,
 }
@@ -302,12 +286,16 @@ impl<'a> Named<'a> {
         let mut beginning = [0; 16];
         let length = lower.len().min(beginning.len());
         beginning[..length].copy_from_slice(&lower.as_bytes()[..length]);
-        Named { beginning, lower, record }
+        Named { beginning: u128::from_be_bytes(beginning), lower, record }
     }
 
     /// Of records with one name it is nothing which comes first: findings are sorted later.
-    fn key(&self) -> ([u8; 16], &str, &str) {
+    fn key(&self) -> (u128, &str, &str) {
         (self.beginning, &self.lower, &self.record.username)
+    }
+
+    fn is_like(&self, other: &Named<'_>) -> bool {
+        self.beginning == other.beginning && self.lower == other.lower
     }
 }
 
@@ -319,13 +307,40 @@ fn lower_case(name: &str) -> Cow<'_, str> {
     }
 }
 
-/// What roles grant, by the ids of their records.
-type Roles = HashMap<Arc<str>, Granted>;
+/// What a role grants, and what it is called in the file.
+struct Role<'a> {
+    id: &'a str,
+    name: Arc<str>,
+    granted: Granted,
+    /// Whether a user has it as it is.
+    used: Cell<bool>,
+}
 
-/// What the record makes of a user, and what they log in with. [`Grant::Role`] holds a record's id.
-fn judge(
-    record: &UserRecord,
-    roles: &Roles,
+/// What fields that refer to roles come to.
+struct References<'a> {
+    roles: &'a HashMap<&'a str, Role<'a>>,
+    /// By their place: thousands of records share one.
+    known: HashMap<*const [String], Result<Vec<&'a Role<'a>>, &'a str>>,
+}
+
+impl<'a> References<'a> {
+    /// The roles that these are the ids of, in the order of the ids; or one that no role has.
+    fn of(&mut self, ids: &'a Arc<[String]>) -> Result<&[&'a Role<'a>], &'a str> {
+        let found = self.known.entry(Arc::as_ptr(ids)).or_insert_with(|| {
+            let found = ids.iter().map(|id| self.roles.get(&**id).ok_or(&**id));
+            let mut found = found.collect::<Result<Vec<_>, _>>()?;
+            found.sort_by_key(|it| it.id);
+            found.dedup_by_key(|it| it.id);
+            Ok(found)
+        });
+        found.as_deref().map_err(|id| *id)
+    }
+}
+
+/// What the record makes of a user, and what they log in with.
+fn judge<'a>(
+    record: &'a UserRecord,
+    references: &mut References<'a>,
     defaults: &Granted,
     policy: &Policy,
     findings: &mut Vec<Finding>,
@@ -346,16 +361,13 @@ fn judge(
             return None;
         }
     };
-    let mut granted = Vec::with_capacity(record.roles.len());
-    for id in &*record.roles {
-        let Some(role) = roles.get_key_value(id.as_str()) else {
+    let roles = match references.of(&record.roles) {
+        Ok(roles) => roles,
+        Err(id) => {
             left_out(&policy.role_field, &quoted(id), Problem::RoleUnknown);
             return None;
-        };
-        granted.push(role);
-    }
-    granted.sort_by_key(|(id, _)| *id);
-    granted.dedup_by_key(|(id, _)| *id);
+        }
+    };
     let connection_types = connection_types(record, policy, findings)?;
 
     let about = |field: &str, value: &str, problem, effect| {
@@ -367,14 +379,17 @@ fn judge(
     } else {
         Granted::new(&record.permissions, &about, findings)
     };
-    let grant = match granted[..] {
+    let grant = match roles {
         [] if own.is_empty() && !defaults.has_templates() => Grant::Defaults,
-        [(id, role)] if own.is_empty() && !role.has_templates() => Grant::Role(Arc::clone(id)),
+        [role] if own.is_empty() && !role.granted.has_templates() => {
+            role.used.set(true);
+            Grant::Role(Arc::clone(&role.name))
+        }
         _ => {
             let values = Values { username: &record.username, id: &record.id };
             let mut rules = Filled::default();
-            let bases = granted.iter().map(|(_, role)| *role);
-            let base = granted.is_empty().then_some(defaults);
+            let bases = roles.iter().map(|it| &it.granted);
+            let base = roles.is_empty().then_some(defaults);
             for part in bases.chain(base).chain([&own]) {
                 rules.add(part, values, &about, findings);
             }
@@ -454,8 +469,8 @@ fn connection_types(
     record: &UserRecord,
     policy: &Policy,
     findings: &mut Vec<Finding>,
-) -> Option<BTreeSet<ConnectionType>> {
-    let mut types = BTreeSet::new();
+) -> Option<ConnectionTypes> {
+    let mut types = ConnectionTypes::default();
     let field = "allowed_connection_types";
     let mut finding = |value: &Value, problem, effect| {
         findings.push(policy.about_user(record, field, &shown(value), problem, effect));
@@ -466,9 +481,7 @@ fn connection_types(
     };
     for entry in entries.iter() {
         match entry.as_str().and_then(ConnectionType::parse) {
-            Some(known) => {
-                types.insert(known);
-            }
+            Some(known) => types.insert(known),
             None => finding(entry, Problem::ConnectionType, Effect::NotGranted),
         }
     }
@@ -821,27 +834,6 @@ fn deny_every_group(deny: &mut BTreeSet<Subject>) {
     *deny = for_all.into_iter().chain(for_some).chain(every_group).collect();
 }
 
-impl ConnectionType {
-    const ALL: [(&'static str, ConnectionType); 6] = [
-        ("STANDARD", ConnectionType::Standard),
-        ("WEBSOCKET", ConnectionType::Websocket),
-        ("LEAFNODE", ConnectionType::Leafnode),
-        ("LEAFNODE_WS", ConnectionType::LeafnodeWs),
-        ("MQTT", ConnectionType::Mqtt),
-        ("MQTT_WS", ConnectionType::MqttWs),
-    ];
-
-    /// Reads nats-server's word for it, in either case, as nats-server does.
-    pub fn parse(text: &str) -> Option<ConnectionType> {
-        ConnectionType::ALL.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)).map(|it| it.1)
-    }
-
-    /// nats-server's word for it.
-    pub fn as_str(self) -> &'static str {
-        ConnectionType::ALL.iter().find(|(_, it)| *it == self).expect("all are listed").0
-    }
-}
-
 impl Policy {
     /// The permissions of users without a role, as a record would say them.
     pub(super) fn default_permissions(&self) -> Permissions {
@@ -889,26 +881,26 @@ impl Policy {
     }
 }
 
-/// The roles that users have as they are, with identifiers that no order of records can change.
-fn identifiers(
-    roles: &[RoleRecord],
-    users: &BTreeMap<Arc<str>, User>,
-) -> HashMap<Arc<str>, Arc<str>> {
-    let used: HashSet<&str> =
-        users.values().filter_map(|it| it.grant.role().map(|id| &**id)).collect();
-    let mut used: Vec<&RoleRecord> = roles.iter().filter(|it| used.contains(&*it.id)).collect();
-    used.sort_by_key(|it| (&it.name, &it.id));
-    let mut taken = BTreeSet::new();
-    let mut names = HashMap::new();
-    for role in used {
+/// What roles are called in the file, by their ids: no order of records can change it, nor who has
+/// them.
+fn identifiers<'a>(roles: &[&'a RoleRecord]) -> HashMap<&'a str, Arc<str>> {
+    let mut roles = roles.to_vec();
+    roles.sort_by_key(|it| (&it.name, &it.id));
+    let mut taken = HashSet::new();
+    // How many there are of a name: of ten thousand alike, each is not to try ten thousand numbers.
+    let mut numbers: HashMap<String, usize> = HashMap::new();
+    let free = |role: &'a RoleRecord| {
         let name = identifier(&role.name);
-        let numbered = (2..).map(|n| format!("{name}_{n}"));
-        let free = [name.clone()].into_iter().chain(numbered).find(|it| !taken.contains(it));
-        let free = free.expect("there is always another number");
-        taken.insert(free.clone());
-        names.insert(role.id.as_str().into(), free.into());
-    }
-    names
+        let number = numbers.entry(name.clone()).or_default();
+        loop {
+            *number += 1;
+            let free = if *number == 1 { name.clone() } else { format!("{name}_{number}") };
+            if taken.insert(free.clone()) {
+                return (&*role.id, free.into());
+            }
+        }
+    };
+    roles.into_iter().map(free).collect()
 }
 
 /// The entries of a JSON array, or of a text that holds one. Nothing at all is an empty one.

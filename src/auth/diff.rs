@@ -5,7 +5,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Desired, Grant, Responses, Rules, Subject, Subjects, User};
+use super::{ConnectionType, Desired, Grant, Responses, Rules, Subject, Subjects, User};
 
 /// Who gains and who loses what, told once for all to whom the same happens.
 ///
@@ -227,7 +227,7 @@ impl Holding {
 }
 
 fn types(user: &User) -> Vec<&'static str> {
-    user.connection_types.iter().map(|it| it.as_str()).collect()
+    user.connection_types.iter().map(ConnectionType::as_str).collect()
 }
 
 /// How rules differ. Thousands may share a role, so two roles are compared once: they are told
@@ -312,7 +312,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::auth::{ConnectionType, Credential, PasswordHash, Subjects};
+    use crate::auth::{ConnectionType, ConnectionTypes, Credential, PasswordHash, Subjects};
 
     fn subjects(list: &[&str]) -> BTreeSet<Subject> {
         list.iter().map(|it| Subject::parse_subscription(it).unwrap()).collect()
@@ -331,7 +331,7 @@ mod tests {
 
     fn user(password: &str, grant: Grant) -> User {
         let credential = Credential::Password(PasswordHash(password.into()));
-        User { credential, grant, connection_types: BTreeSet::new() }
+        User { credential, grant, connection_types: ConnectionTypes::default() }
     }
 
     fn role(name: &str) -> Grant {
@@ -390,7 +390,7 @@ mod tests {
         let own = |list: &[&str]| Grant::Own(Box::new(rules(list, &[])));
         let old = desired(&[clerk], &[ann.clone(), bob.clone(), cleo.clone()]);
         let mut narrow = cleo.clone();
-        narrow.1.connection_types = [ConnectionType::Mqtt].into();
+        narrow.1.connection_types.insert(ConnectionType::Mqtt);
         let mut defaults = old.clone();
         defaults.defaults = rules(&["PUBLIC.>", "NEWS"], &[]);
         for (new, expected) in [

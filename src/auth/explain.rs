@@ -750,7 +750,7 @@ fn elsewhere(subjects: &Subjects, text: &Subject, delivery: Delivery) -> Vec<Str
 }
 
 fn types(user: &User) -> Vec<&'static str> {
-    user.connection_types.iter().map(|it: &ConnectionType| it.as_str()).collect()
+    user.connection_types.iter().map(ConnectionType::as_str).collect()
 }
 
 /// How the user may connect, if not in any way.

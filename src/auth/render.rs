@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    ConnectionType, Credential, Desired, Grant, PasswordHash, Responses, Rules, Subject, Subjects,
-    User,
+    ConnectionType, ConnectionTypes, Credential, Desired, Grant, PasswordHash, Responses, Rules,
+    Subject, Subjects, User,
     conf::{ConfError, Entry, Node, Reader, quote, write_quoted},
 };
 
@@ -194,7 +194,7 @@ fn locked() -> User {
     User {
         credential: Credential::Password(PasswordHash(LOCKED_HASH.into())),
         grant: Grant::Own(Box::default()),
-        connection_types: BTreeSet::new(),
+        connection_types: ConnectionTypes::default(),
     }
 }
 
@@ -277,7 +277,7 @@ struct Line<'a> {
     /// The hash. `None`: they log in by an nkey.
     password: Option<Cow<'a, str>>,
     grant: Grant,
-    connection_types: BTreeSet<ConnectionType>,
+    connection_types: ConnectionTypes,
 }
 
 impl Line<'_> {
@@ -393,7 +393,7 @@ fn user<'a>(
     roles: &BTreeMap<Arc<str>, Rules>,
 ) -> Result<Line<'a>, ConfError> {
     let (mut login, mut password) = (None, None);
-    let (mut grant, mut connection_types) = (Grant::Defaults, BTreeSet::new());
+    let (mut grant, mut connection_types) = (Grant::Defaults, ConnectionTypes::default());
     let mut nkey = false;
     let Node::Map(entries) = item else { return unexpected(line) };
     for Entry { key, value, .. } in entries {

@@ -22,7 +22,10 @@ use tokio::{
 };
 
 use crate::{
-    auth::{Action, Credential, Desired, Question, Rules, Subject, Subjects, User, render},
+    auth::{
+        Action, ConnectionTypes, Credential, Desired, Question, Rules, Subject, Subjects, User,
+        render,
+    },
     tls,
 };
 
@@ -124,7 +127,11 @@ impl Trial {
         let mut desired = desired.clone();
         let (user, writer) = (KeyPair::new_user(), KeyPair::new_user());
         if let Some(known) = desired.users.remove(login) {
-            let known = User { credential: Credential::Nkey, connection_types: [].into(), ..known };
+            let known = User {
+                credential: Credential::Nkey,
+                connection_types: ConnectionTypes::default(),
+                ..known
+            };
             desired.users.insert(user.public_key().into(), known);
         }
         let everything = Subjects::new([Subject::everything()].into(), [].into());

@@ -9,7 +9,10 @@ use std::{
 
 use pb_nats::{
     apply::{Adopt, AuthFile},
-    auth::{Changes, Credential, Desired, Grant, PasswordHash, Rules, Subject, Subjects, User},
+    auth::{
+        Changes, ConnectionTypes, Credential, Desired, Grant, PasswordHash, Rules, Subject,
+        Subjects, User,
+    },
     options::{NatsOptions, Options, Secret},
     server::{Outcome, Receipt, Servers, State},
 };
@@ -172,7 +175,7 @@ fn after() -> Desired {
 
 fn user(hash: &str, subjects: &[&str]) -> User {
     let credential = Credential::Password(PasswordHash(hash.into()));
-    User { credential, grant: may_publish(subjects), connection_types: [].into() }
+    User { credential, grant: may_publish(subjects), connection_types: ConnectionTypes::default() }
 }
 
 fn may_publish(subjects: &[&str]) -> Grant {

@@ -9,8 +9,8 @@ use nkeys::{KeyPair, KeyPairType};
 use pb_nats::{
     Options,
     auth::{
-        Action, Delivery, Explain, PasswordHash, Permissions, Policy, Question, RoleRecord,
-        Snapshot, Subject, UserRecord, Verdict, render,
+        Action, ConnectionType, Delivery, Explain, PasswordHash, Permissions, Policy, Question,
+        RoleRecord, Snapshot, Subject, UserRecord, Verdict, render,
     },
 };
 use serde_json::{Value, json};
@@ -80,8 +80,8 @@ impl Trial {
         self.told.users += 1;
         let known = self.explain.in_nats(user).map(|(_, it)| it.clone());
         // This client speaks the NATS protocol and no other.
-        let types = known.iter().flat_map(|it| &it.connection_types);
-        let types: Vec<_> = types.map(|it| it.as_str()).collect();
+        let types = known.iter().flat_map(|it| it.connection_types.iter());
+        let types: Vec<_> = types.map(ConnectionType::as_str).collect();
         let let_in = known.is_some() && (types.is_empty() || types.contains(&"STANDARD"));
         if known.is_none() {
             self.told.left_out += 1;

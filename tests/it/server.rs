@@ -15,7 +15,7 @@ use std::{
 use futures_util::FutureExt as _;
 use pb_nats::{
     apply::{Adopt, Applied, AuthFile},
-    auth::{Credential, Desired, Grant, PasswordHash, User},
+    auth::{ConnectionTypes, Credential, Desired, Grant, PasswordHash, User},
     options::{NatsOptions, Options, Secret},
     server::{Outcome, Proof, Running, ServerError, Servers, State},
 };
@@ -90,7 +90,11 @@ impl House {
 fn letting_in(users: &[&str]) -> Desired {
     let user = |name: &&str| {
         let credential = Credential::Password(PasswordHash(bcrypt(name).into()));
-        let user = User { credential, grant: Grant::Defaults, connection_types: [].into() };
+        let user = User {
+            credential,
+            grant: Grant::Defaults,
+            connection_types: ConnectionTypes::default(),
+        };
         ((*name).into(), user)
     };
     Desired { users: users.iter().map(user).collect(), ..Desired::default() }
@@ -253,7 +257,11 @@ async fn a_reload_that_began_before_the_file_was_replaced_proves_nothing() {
         let mut desired = letting_in(&["ann"]);
         let costly = bcrypt::hash("busy", 10).unwrap();
         let busy = Credential::Password(PasswordHash(costly.into()));
-        let busy = User { credential: busy, grant: Grant::Defaults, connection_types: [].into() };
+        let busy = User {
+            credential: busy,
+            grant: Grant::Defaults,
+            connection_types: ConnectionTypes::default(),
+        };
         desired.users.insert("busy".into(), busy);
         let applied = house.hold(&desired).await;
         house.servers.converge(&applied).await;
