@@ -22,7 +22,11 @@ use std::{
 use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
 use ring::digest;
 use tempfile::{NamedTempFile, TempDir};
-use tokio::{process::Command, sync::OnceCell, time};
+use tokio::{
+    process::Command,
+    sync::{OnceCell, oneshot},
+    time,
+};
 use tracing::{debug, warn};
 
 use backups::Backups;
@@ -300,10 +304,23 @@ impl AuthFile {
 
     /// What the file holds now. A file that we did not write is an error, unless it is adopted.
     pub fn read(&mut self, adopt: Adopt) -> Result<Current, ApplyError> {
-        // What happens to it from now on is news.
         self.left = shape(&self.path);
+        let hash = hash_of(&self.path);
+        self.read_as(hash, adopt)
+    }
+
+    /// The same, without keeping anybody waiting who has something else to do meanwhile.
+    pub async fn read_aside(&mut self, adopt: Adopt) -> Result<Current, ApplyError> {
+        self.left = shape(&self.path);
+        let path = self.path.clone();
+        let hash = aside(move || hash_of(&path)).await;
+        self.read_as(hash, adopt)
+    }
+
+    /// What it holds, once it is known how it is now. What happens to it since is news.
+    fn read_as(&mut self, now: io::Result<String>, adopt: Adopt) -> Result<Current, ApplyError> {
         if let Some(said) = &self.said
-            && self.hash().is_ok_and(|it| it == said.hash)
+            && now.is_ok_and(|it| it == said.hash)
         {
             return Ok(Current::ours(said.clone(), true));
         }
@@ -356,19 +373,6 @@ impl AuthFile {
             Err(err) if err.kind() == io::ErrorKind::NotFound => String::new(),
             Err(err) => return Err(self.io("read", err)),
         })
-    }
-
-    /// The hash of its text, which need not be there as a whole for it.
-    fn hash(&self) -> io::Result<String> {
-        let mut file = fs::File::open(&self.path)?;
-        let mut context = digest::Context::new(&digest::SHA256);
-        let mut piece = vec![0; 1 << 16];
-        loop {
-            match file.read(&mut piece)? {
-                0 => return Ok(hex(&context.finish())),
-                length => context.update(&piece[..length]),
-            }
-        }
     }
 
     /// The main config as it is now, if the settings name one.
@@ -426,6 +430,8 @@ impl AuthFile {
         keep: Keep,
     ) -> Result<Applied, ApplyError> {
         let (text, stamp) = ready(&desired, stamped);
+        let text = Arc::new(text);
+        let sound = sound(&text, &desired);
 
         let begun = Instant::now();
         let hash = hash(&text);
@@ -450,7 +456,7 @@ impl AuthFile {
                 warn!(%err, "no backup of the former auth file");
             }
         }
-        self.write(&text, || reads_back(&text, &desired))?;
+        self.write_sound(&text, sound).await?;
         self.said = Some(Said { hash: hash.clone(), stamp: stamp.clone(), desired });
         debug!(took = ?begun.elapsed(), bytes = text.len(), "written");
         self.applied(true, hash, stamp, judge)
@@ -508,8 +514,8 @@ impl AuthFile {
         let good = self.good();
         for former in iter::once(former).chain(&good) {
             let Some(desired) = &former.desired else { continue };
-            let reduced = desired.reduced_by(refused);
-            let same = reduced == **desired;
+            let reduced = Arc::new(desired.reduced_by(refused));
+            let same = reduced == *desired;
             let (text, stamp) = ready(&reduced, former.stamp.is_some());
             if self.check(judge.as_ref(), &text, &[String::new()]).await.is_err() {
                 continue;
@@ -518,7 +524,8 @@ impl AuthFile {
             if same && hash(&now) == former.hash {
                 return self.as_it_is(former).await.map(Some);
             }
-            self.write(&text, || reads_back(&text, &reduced))?;
+            let text = Arc::new(text);
+            self.write_sound(&text, sound(&text, &reduced)).await?;
             warn!("the former auth file was put back, less what was taken away since");
             return self.applied(!same, hash(&text), stamp, judge).map(Some);
         }
@@ -698,29 +705,35 @@ impl AuthFile {
         name.to_string_lossy().into_owned()
     }
 
-    /// Replaces the file in one step, so that a server reading it sees the old or the new; but not
-    /// unless the text is `sound`.
-    fn write(
+    /// As [`AuthFile::write`], but not unless the text is sound.
+    async fn write_sound(
         &mut self,
         text: &str,
-        sound: impl FnOnce() -> Result<(), ConfError> + Send,
+        sound: impl Future<Output = Result<(), ConfError>>,
     ) -> Result<(), ApplyError> {
+        let staged = self.stage(text);
+        sound.await.map_err(ApplyError::NotReadBack)?;
+        self.put_in_place(text, staged)
+    }
+
+    /// Replaces the file in one step, so that a server reading it sees the old or the new.
+    fn write(&mut self, text: &str) -> Result<(), ApplyError> {
+        let staged = self.stage(text);
+        self.put_in_place(text, staged)
+    }
+
+    /// Writes the text beside the file, where it survives a power cut.
+    fn stage(&self, text: &str) -> io::Result<Staged> {
         // A link stays a link; what it points to is replaced.
         let path = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
-        let stage = || {
-            let staged = stage(folder(&path), text)?;
-            let kept = self.keep_mode_and_owner(&path, &staged)?;
-            staged.as_file().sync_all()?;
-            Ok((staged, kept))
-        };
-        // Where there are many users, one takes as long as the other.
-        let (sound, staged) = thread::scope(|scope| {
-            let sound = scope.spawn(sound);
-            let staged = stage();
-            (sound.join().expect("nothing in there panics"), staged)
-        });
-        sound.map_err(ApplyError::NotReadBack)?;
-        let replaced = staged.and_then(|(staged, kept)| replace(&path, staged, kept, text));
+        let file = stage(folder(&path), text)?;
+        let kept = self.keep_mode_and_owner(&path, &file)?;
+        file.as_file().sync_all()?;
+        Ok(Staged { path, file, kept })
+    }
+
+    fn put_in_place(&mut self, text: &str, staged: io::Result<Staged>) -> Result<(), ApplyError> {
+        let replaced = staged.and_then(|it| replace(&it.path, it.file, it.kept, text));
         // Even if it could not be: half of it may be there.
         self.left = shape(&self.path);
         replaced.map_err(|err| self.io("replaced", err))
@@ -946,9 +959,53 @@ fn ready(desired: &Desired, stamped: bool) -> (String, Option<String>) {
     (dated(text, &now, stamp.as_deref()), stamp)
 }
 
+/// A text that waits beside a file to replace it.
+struct Staged {
+    path: PathBuf,
+    file: NamedTempFile,
+    /// Whether it has the mode and owner that the file is to have.
+    kept: bool,
+}
+
+/// Finds out whether a text reads back as what it was made of, beside whatever else there is to do:
+/// with many users it takes as long.
+fn sound(
+    text: &Arc<String>,
+    desired: &Arc<Desired>,
+) -> impl Future<Output = Result<(), ConfError>> + use<> {
+    let (text, desired) = (Arc::clone(text), Arc::clone(desired));
+    aside(move || reads_back(&text, &desired))
+}
+
+/// Does this in a thread of its own, from now on. The runtime keeps its threads, and each of them the
+/// memory that it once had.
+fn aside<T, W>(work: W) -> impl Future<Output = T>
+where
+    T: Send + 'static,
+    W: FnOnce() -> T + Send + 'static,
+{
+    let (done, result) = oneshot::channel();
+    // Nobody may wait for it any more.
+    thread::spawn(|| drop(done.send(work())));
+    async { result.await.expect("nothing in there panics") }
+}
+
 /// Names the text, so that the same text is known again.
 fn hash(text: &str) -> String {
     hex(&digest::digest(&digest::SHA256, text.as_bytes()))
+}
+
+/// The hash of a file's text, which need not be there as a whole for it.
+fn hash_of(path: &Path) -> io::Result<String> {
+    let mut file = fs::File::open(path)?;
+    let mut context = digest::Context::new(&digest::SHA256);
+    let mut piece = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(hex(&context.finish())),
+            length => context.update(&piece[..length]),
+        }
+    }
 }
 
 fn hex(digest: &digest::Digest) -> String {

@@ -5,6 +5,7 @@ use std::{
     future, mem,
     pin::pin,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -334,7 +335,7 @@ impl<S: Source> Reconciler<S> {
         let _lock = self.file.lock_for_a_pass().await?;
         self.doing.send_replace(READING);
         // While PocketBase is at work. It refuses a file that we did not write.
-        let current = async { self.file.read(consent.adopt) };
+        let current = self.file.read_aside(consent.adopt);
         let (snapshot, current) = tokio::join!(self.source.snapshot(), current);
         debug!(took = ?begun.elapsed(), "read");
         let current = current?;
@@ -366,8 +367,6 @@ impl<S: Source> Reconciler<S> {
         let spared = spell.filter(|_| wanted && only_gives);
         self.board.spares(spared);
         let wanted = wanted && spared.is_none();
-        // Of many users it is large, and hardly ever needed again.
-        let seen = self.filter.is_some().then_some(snapshot);
         if let Some(refused) = plan.refused.filter(|_| wanted && !consent.removals) {
             return Err(self.keep(&current, main_config.as_ref(), refused.into()).await);
         }
@@ -378,8 +377,11 @@ impl<S: Source> Reconciler<S> {
             self.servers.cut_off(&plan.changes.users_losing);
             self.board.changed(&plan.changes);
         }
-        if wanted || !plan.write {
-            self.seen = seen;
+        if self.filter.is_none() {
+            // Of many users it is large, and servers are not to wait until it is given back.
+            thread::spawn(|| drop(snapshot));
+        } else if wanted || !plan.write {
+            self.seen = Some(snapshot);
         }
         let removed = if wanted { plan.changes.users_removed.len() } else { 0 };
         let spare = extent.spare(removed);

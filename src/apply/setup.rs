@@ -122,6 +122,6 @@ pub async fn add_to_main_config(
         said.map_err(|said| ApplyError::Rejected(reasons(&said, dir)))?;
     }
     main.back_up().map_err(|err| main.io("backed up", err))?;
-    main.write(&text, || Ok(()))?;
+    main.write(&text)?;
     Ok(options.auth_file.backup_dir.clone())
 }
