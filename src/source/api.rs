@@ -88,6 +88,17 @@ impl Api {
         request: RequestBuilder,
         token: Option<&HeaderValue>,
     ) -> Result<Answer, SourceError> {
+        self.ask_for(0, request, token).await
+    }
+
+    /// The same, with room for an answer of so many bytes from the start. One that grows while it
+    /// comes takes up to three times its room.
+    pub(super) async fn ask_for(
+        &self,
+        expected: usize,
+        request: RequestBuilder,
+        token: Option<&HeaderValue>,
+    ) -> Result<Answer, SourceError> {
         let request = match token {
             Some(token) => request.header(AUTHORIZATION, token),
             None => request,
@@ -102,7 +113,7 @@ impl Api {
             return Err(SourceError::Redirected { request: name, to });
         }
         // As its pieces come, so that a large one is there once.
-        let mut body = Vec::new();
+        let mut body = Vec::with_capacity(expected);
         while let Some(piece) = response.chunk().await.map_err(|it| self.failed(it))? {
             body.extend_from_slice(&piece);
         }
@@ -274,9 +285,9 @@ impl Answer {
         serde_json::from_slice(&self.body).map_err(|_| self.not_pocketbase())
     }
 
-    /// Its text.
-    pub(super) fn text(&self) -> Result<&str, SourceError> {
-        str::from_utf8(&self.body).map_err(|_| self.not_pocketbase())
+    /// What it says.
+    pub(super) fn body(&self) -> &[u8] {
+        &self.body
     }
 
     pub(super) fn into_body(self) -> Vec<u8> {

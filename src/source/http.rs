@@ -51,8 +51,8 @@ pub struct Http {
     resync: Duration,
     /// When the view was last compared with the collections.
     compared: Option<Instant>,
-    /// How many users it had.
-    users: usize,
+    /// How many users it had, and room for an answer like that.
+    carried: (usize, usize),
     live: Option<Live>,
     link: watch::Sender<Link>,
 }
@@ -84,7 +84,7 @@ impl Http {
             renewed: Instant::now(),
             resync: options.resync_interval,
             compared: None,
-            users: 0,
+            carried: (0, 0),
             live: None,
             link: watch::Sender::new(link),
         })
@@ -116,7 +116,10 @@ impl Http {
         if view.is_empty() {
             return Ok(None);
         }
-        let answer = self.records(view, &[("perPage", "1")]).await?;
+        let (users, length) = self.carried;
+        let token = self.token.borrow().clone();
+        let request = self.records(view, &[("perPage", "1")]);
+        let answer = self.api.ask_for(length, request, token.as_ref()).await?;
         if answer.status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
@@ -140,9 +143,12 @@ impl Http {
             row.compare(view, &users.unwrap_or_default(), &roles.unwrap_or_default())?;
             self.compared = Some(Instant::now());
         }
-        let export = Export::new(row, answer.text()?);
-        let snapshot = export.snapshot(view, &self.names, answer.into_body(), self.users)?;
-        self.users = snapshot.users.len();
+        let export = Export::new(row, answer.body());
+        let answer = answer.into_body();
+        let length = answer.len();
+        let snapshot = export.snapshot(view, &self.names, answer, users)?;
+        // A few more may come.
+        self.carried = (snapshot.users.len(), length + length / 64);
         Ok(Some(snapshot))
     }
 
@@ -151,7 +157,7 @@ impl Http {
         if let Some(schema) = self.schema(collection).await? {
             return Ok(Some(schema));
         }
-        let answer = self.records(collection, &[("perPage", "1")]).await?;
+        let answer = self.ask(self.records(collection, &[("perPage", "1")])).await?;
         if answer.status != StatusCode::OK {
             return Ok(None);
         }
@@ -275,7 +281,7 @@ impl Http {
             if !last.is_empty() {
                 query.push(("filter", &filter));
             }
-            let answer = self.records(collection, &query).await?;
+            let answer = self.ask(self.records(collection, &query)).await?;
             let answer = answer.of(collection)?;
             let page: Page = answer.json()?;
             let id = page.items.last().and_then(|it| it.get("id")?.as_str()).unwrap_or_default();
@@ -292,14 +298,10 @@ impl Http {
         }
     }
 
-    async fn records(
-        &self,
-        collection: &str,
-        query: &[(&str, &str)],
-    ) -> Result<Answer, SourceError> {
+    fn records(&self, collection: &str, query: &[(&str, &str)]) -> RequestBuilder {
         let mut url = self.api.url(&["collections", collection, "records"]);
         url.query_pairs_mut().append_pair("skipTotal", "1").extend_pairs(query);
-        self.ask(self.api.client.get(url)).await
+        self.api.client.get(url)
     }
 
     pub(super) async fn ask(&self, request: RequestBuilder) -> Result<Answer, SourceError> {

@@ -247,7 +247,8 @@ impl<'a> Raw<'a> {
         }
         if let Raw::Json(json) = self
             && let Some(text) = json.strip_prefix('"').and_then(|it| it.strip_suffix('"'))
-            && !text.contains(['"', '\\'])
+            && !text.contains('"')
+            && !text.contains('\\')
         {
             return text.into();
         }
@@ -292,10 +293,18 @@ impl<'a> Records<'a> {
     ) -> Result<(), SourceError> {
         let names = self.names;
         let missing = |name: &str| names.missing(name);
-        let [id, username, email, password, generated, nkey, role, active, rights @ .., types] =
-            array::from_fn::<_, MOST_FIELDS, _>(field);
-        let id = id.ok_or_else(|| missing("id"))?.text().into_owned();
-        let active = match active.ok_or_else(|| missing(&names.active))?.value() {
+        let mut fields = (0..).map(field);
+        // One after the other, and each used up at once: of many records an array would cost a third.
+        let mut next = || fields.next().expect("it has no end");
+        let id = next().ok_or_else(|| missing("id"))?.text().into_owned();
+        let (username, email) = (next(), next());
+        let username = username.or(email).ok_or_else(|| missing(&names.username))?;
+        let username = shared(&username.text());
+        let password = hash(next().ok_or_else(|| missing(&names.password))?);
+        let generated_hash = next().map(hash).unwrap_or_default();
+        let nkey = next().map(|it| shared(&it.text())).unwrap_or_default();
+        let roles = self.references(next().ok_or_else(|| missing(&names.role))?);
+        let active = match next().ok_or_else(|| missing(&names.active))?.value() {
             Value::Bool(active) => active,
             Value::Number(number) if number.as_u64() == Some(0) => false,
             Value::Number(number) if number.as_u64() == Some(1) => true,
@@ -308,24 +317,26 @@ impl<'a> Records<'a> {
                 });
             }
         };
-        let username = username.or(email).ok_or_else(|| missing(&names.username))?;
+        let rights = [next(), next(), next(), next()];
+        let permissions = if rights.iter().flatten().all(Raw::is_null) {
+            Arc::clone(&self.no_permissions)
+        } else {
+            permissions(rights).into()
+        };
+        let connection_types = match next() {
+            Some(types) if !types.is_null() => types.value().into(),
+            Some(_) | None => Arc::clone(&self.no_types),
+        };
         let record = UserRecord {
             id,
-            username: shared(&username.text()),
-            password: hash(password.ok_or_else(|| missing(&names.password))?),
-            generated_hash: generated.map(hash).unwrap_or_default(),
-            nkey: nkey.map(|it| shared(&it.text())).unwrap_or_default(),
-            roles: self.references(role.ok_or_else(|| missing(&names.role))?),
+            username,
+            password,
+            generated_hash,
+            nkey,
+            roles,
             active,
-            permissions: if rights.iter().flatten().all(Raw::is_null) {
-                Arc::clone(&self.no_permissions)
-            } else {
-                permissions(rights).into()
-            },
-            connection_types: match types {
-                Some(types) if !types.is_null() => types.value().into(),
-                Some(_) | None => Arc::clone(&self.no_types),
-            },
+            permissions,
+            connection_types,
         };
         self.made.users.push(record);
         Ok(())

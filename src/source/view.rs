@@ -9,7 +9,7 @@
 //!     "format": 1,
 //!     "users": {
 //!       "collection": "nats_users", "common": 5,
-//!       "fields": ["id", "username", "password", "role_id", "active", "publish_permissions"],
+//!       "fields": ["id", "username", "password", "role_id", "active", "nkey", "publish_permissions"],
 //!       "json": ["role_id", "publish_permissions"], "bool": ["active"]
 //!     },
 //!     "roles": {"collection": "nats_roles", "common": 2, "fields": ["id", "name"], "json": [], "bool": []}
@@ -22,17 +22,19 @@
 //! `carries` says what the arrays in the other two hold, in which order. They are as the database has
 //! them, so hidden and password-type fields are there too; those in `json` are text that holds JSON,
 //! those in `bool` 0 or 1. The fields behind the `common` ones are in one array at the end; most
-//! records have nothing in any of them, and `null` for it. The two are text, and not what PocketBase takes for JSON, as that it looks
-//! through again and again: of all ways to have it make them, this one takes it the least time.
+//! records have nothing in any of them, and `null` for it. The two are text, and not what PocketBase
+//! takes for JSON, as that it looks through again and again: of all ways to have it make them, this
+//! one takes it the least time.
 
 use std::{
     fmt::{self, Write as _},
     ops::Range,
+    thread,
 };
 
 use serde::{
     Deserialize, Deserializer,
-    de::{self, DeserializeSeed, SeqAccess, Visitor},
+    de::{self, DeserializeSeed, IgnoredAny, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
@@ -46,6 +48,9 @@ use crate::{auth::Snapshot, options::PocketBaseOptions};
 pub const VIEW_ID: &str = "pb-nats";
 
 const FORMAT: u32 = 1;
+
+/// Fields beside those of the type `json` that most users have nothing in.
+const RARE: [&str; 2] = ["nkey", "generated_hash"];
 
 /// The `viewQuery` of an export view for these collections, as they are now.
 ///
@@ -73,7 +78,8 @@ pub fn export_view_query(
 pub fn read_export(row: &str, options: &PocketBaseOptions) -> Result<Snapshot, SourceError> {
     let view = &options.export_view;
     let unknown = |_| SourceError::ViewUnknown { view: view.clone() };
-    let export = serde_json::from_str(row).map(|it| Export::new(it, row)).map_err(unknown)?;
+    let export = serde_json::from_str(row).map(|it| Export::new(it, row.as_bytes()));
+    let export = export.map_err(unknown)?;
     export.snapshot(view, &Names::new(options), row.as_bytes().to_vec(), 0)
 }
 
@@ -96,7 +102,7 @@ impl<'a> Carrier<'a> {
             )));
         }
         let (rare, mut fields): (Vec<_>, Vec<_>) =
-            fields.into_iter().partition(|it| it.kind == "json");
+            fields.into_iter().partition(|it| it.kind == "json" || RARE.contains(&&*it.name));
         let common = fields.len();
         fields.extend(rare);
         Ok(Carrier { collection: &schema.name, fields, common })
@@ -119,14 +125,23 @@ impl<'a> Carrier<'a> {
     }
 
     fn rows(&self) -> String {
-        let values: Vec<_> = self.fields.iter().map(|it| format!("t.\"{}\"", it.name)).collect();
-        let (common, rare) = values.split_at(self.common);
-        let mut values = common.join(", ");
+        let list = |fields: &[&Field], value: fn(&Field) -> String| {
+            fields.iter().map(|it| value(it)).collect::<Vec<_>>().join(", ")
+        };
+        let column = |it: &Field| format!("t.\"{}\"", it.name);
+        // JSON that says nothing is `NULL` already.
+        let something = |it: &Field| match it.kind.as_str() {
+            "json" => format!("t.\"{}\"", it.name),
+            _ => format!("nullif(t.\"{}\", '')", it.name),
+        };
+        let (common, rare) = self.fields.split_at(self.common);
+        let mut values = list(common, column);
         if !rare.is_empty() {
-            let rare = rare.join(", ");
             let _ = write!(
                 values,
-                ", CASE WHEN coalesce({rare}, NULL) IS NOT NULL THEN json_array({rare}) END"
+                ", CASE WHEN coalesce({}, NULL) IS NOT NULL THEN json_array({}) END",
+                list(rare, something),
+                list(rare, column)
             );
         }
         format!(
@@ -195,7 +210,7 @@ impl Row<'_> {
 
 impl Export {
     /// A row that was read from this answer.
-    pub(super) fn new(row: Row<'_>, answer: &str) -> Export {
+    pub(super) fn new(row: Row<'_>, answer: &[u8]) -> Export {
         let place = |raw: &RawValue| {
             let start = raw.get().as_ptr() as usize - answer.as_ptr() as usize;
             start..start + raw.get().len()
@@ -226,18 +241,90 @@ impl Export {
             }
         }
         let unknown = || SourceError::ViewUnknown { view: view.into() };
-        let mut records = Records::new(names, expected);
-        let rows = unquoted(&mut answer[roles]).ok_or_else(unknown)?;
+        let mut records = Records::new(names, 0);
+        let rows = Rows::within(&mut answer[roles]).and_then(Rows::text).ok_or_else(unknown)?;
         carries.roles.each(view, rows, &Names::of_role(), |row| records.role(row))?;
-        let rows = unquoted(&mut answer[users]).ok_or_else(unknown)?;
-        carries.users.each(view, rows, &names.of_user(), |row| records.user(row))?;
-        Ok(records.made())
+        let roles = records.made().roles;
+
+        let read = |rows: &str, expected| {
+            let mut records = Records::new(names, expected);
+            carries.users.each(view, rows, &names.of_user(), |row| records.user(row))?;
+            Ok(records.made().users)
+        };
+        let rows = Rows::within(&mut answer[users]).ok_or_else(unknown)?;
+        let (rows, other) = rows.halves();
+        let Some(other) = other else {
+            let rows = rows.text().ok_or_else(unknown)?;
+            return Ok(Snapshot { users: read(rows, expected)?, roles });
+        };
+        let (one, other) = thread::scope(|scope| {
+            let other = scope.spawn(|| other.read(|it| read(it, expected / 2)));
+            let one = rows.read(|it| read(it, expected));
+            (one, other.join().expect("nothing in there panics"))
+        });
+        let ((one, first), (other, second)) = one.zip(other).ok_or_else(unknown)?;
+        let (Ok(mut users), Ok(more)) = (first, second) else {
+            // Together they may be whole rows; and if not, it shows what is wrong.
+            let users = read(&format!("{one},{other}"), expected)?;
+            return Ok(Snapshot { users, roles });
+        };
+        drop(answer);
+        users.extend(more);
+        Ok(Snapshot { users, roles })
+    }
+}
+
+/// Rows divided by commas, in JSON or in the text of a JSON string.
+struct Rows<'a> {
+    json: &'a mut [u8],
+    quoted: bool,
+}
+
+impl<'a> Rows<'a> {
+    /// Those of an array.
+    fn within(json: &'a mut [u8]) -> Option<Rows<'a>> {
+        let (json, quoted) = match json {
+            [b'"', text @ .., b'"'] => (text, true),
+            json => (json, false),
+        };
+        match json {
+            [b'[', json @ .., b']'] => Some(Rows { json, quoted }),
+            _ => None,
+        }
+    }
+
+    /// If there are many, in two parts, to be read at the same time. Where they are divided may be in
+    /// the middle of one, as a string may hold anything: then the first part is no whole rows.
+    fn halves(self) -> (Rows<'a>, Option<Rows<'a>>) {
+        const MANY: usize = 1 << 18;
+        let Rows { json, quoted } = self;
+        let middle = json.len() / 2;
+        let between = json[middle..].windows(3).position(|it| it == b"],[");
+        match between.filter(|_| json.len() > MANY) {
+            None => (Rows { json, quoted }, None),
+            Some(at) => {
+                let (one, other) = json.split_at_mut(middle + at + 1);
+                let other = Rows { json: &mut other[1..], quoted };
+                (Rows { json: one, quoted }, Some(other))
+            }
+        }
+    }
+
+    /// What `read` makes of them, and their text.
+    fn read<T>(self, read: impl FnOnce(&str) -> T) -> Option<(&'a str, T)> {
+        let text = self.text()?;
+        Some((text, read(text)))
+    }
+
+    /// In JSON.
+    fn text(self) -> Option<&'a str> {
+        if self.quoted { unescaped(self.json) } else { str::from_utf8(self.json).ok() }
     }
 }
 
 impl Carried {
-    /// Calls `make` for each record with what gives those of its fields that are `wanted`, by their
-    /// place there.
+    /// Calls `make` for each of these rows with what gives those of its fields that are `wanted`, by
+    /// their place there.
     fn each<'r>(
         &self,
         view: &str,
@@ -257,44 +344,38 @@ impl Carried {
             Some((place, stored))
         };
         let places: Vec<Option<(usize, Stored)>> = wanted.iter().map(place).collect();
-        let common = self.common.filter(|it| *it < self.fields.len());
-        let mut failed = None;
-        let each = |row: &mut Vec<&'r RawValue>| {
-            if let Some(common) = common
+        let unknown = |_| SourceError::ViewUnknown { view: view.into() };
+        let mut rows = Each { rest: rows, row: Vec::new() };
+        while let Some(row) = rows.next().map_err(unknown)? {
+            if let Some(common) = self.common
                 && let Some(rare) = row.get(common)
             {
-                let rare: Option<Vec<&RawValue>> = serde_json::from_str(rare.get())?;
-                let none = || vec![RawValue::NULL; self.fields.len() - common];
-                row.splice(common.., rare.unwrap_or_else(none));
-            }
-            if failed.is_none() {
-                let mut field = |at: usize| {
-                    let (place, stored) = places[at]?;
-                    let json = row.get(place)?.get();
-                    Some(match (stored, json) {
-                        (Stored::Json, _) => Raw::JsonInJson(json),
-                        (Stored::Bool, "0") => Raw::Value(false.into()),
-                        (Stored::Bool, "1") => Raw::Value(true.into()),
-                        (Stored::AsIs | Stored::Bool, _) => Raw::Json(json),
-                    })
+                let rare: Option<Vec<&RawValue>> = match rare.get() {
+                    "null" => None,
+                    json => serde_json::from_str(json).map_err(unknown)?,
                 };
-                failed = make(&mut field).err();
+                row.truncate(common);
+                row.extend(rare.unwrap_or_default());
+                row.resize(self.fields.len().max(row.len()), RawValue::NULL);
             }
-            Ok(())
-        };
-        match (Each { each }).deserialize(&mut serde_json::Deserializer::from_str(rows)) {
-            Ok(()) => failed.map_or(Ok(()), Err),
-            Err(_) => Err(SourceError::ViewUnknown { view: view.into() }),
+            make(&mut |at| {
+                let (place, stored) = places[at]?;
+                let json = row.get(place)?.get();
+                Some(match (stored, json) {
+                    (Stored::Json, _) => Raw::JsonInJson(json),
+                    (Stored::Bool, "0") => Raw::Value(false.into()),
+                    (Stored::Bool, "1") => Raw::Value(true.into()),
+                    (Stored::AsIs | Stored::Bool, _) => Raw::Json(json),
+                })
+            })?;
         }
+        Ok(())
     }
 }
 
-/// What a JSON string says, in its own room. What is no string says what it is.
-fn unquoted(json: &mut [u8]) -> Option<&str> {
-    if json.first() != Some(&b'"') {
-        return str::from_utf8(json).ok();
-    }
-    let (mut read, mut written, end) = (1, 0, json.len() - 1);
+/// What a JSON string, here without its quotes, says, in its own room.
+fn unescaped(json: &mut [u8]) -> Option<&str> {
+    let (mut read, mut written, end) = (0, 0, json.len());
     while read < end {
         let plain = json[read..end].iter().position(|it| *it == b'\\').unwrap_or(end - read);
         json.copy_within(read..read + plain, written);
@@ -333,34 +414,28 @@ fn escaped(text: &[u8]) -> Option<(char, usize)> {
     Some((it, 2))
 }
 
-/// Hands on one row after the other, so that a large collection is never there as JSON values.
-struct Each<F> {
-    each: F,
+/// One row after the other, so that a large collection is never there as JSON values.
+struct Each<'r> {
+    /// Those that come next, divided by commas.
+    rest: &'r str,
+    row: Vec<&'r RawValue>,
 }
 
-impl<'de, F: FnMut(&mut Vec<&'de RawValue>) -> serde_json::Result<()>> DeserializeSeed<'de>
-    for Each<F>
-{
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_seq(self)
-    }
-}
-
-impl<'de, F: FnMut(&mut Vec<&'de RawValue>) -> serde_json::Result<()>> Visitor<'de> for Each<F> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array of arrays")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(mut self, mut rows: A) -> Result<(), A::Error> {
-        let mut row = Vec::new();
-        while rows.next_element_seed(Fill(&mut row))?.is_some() {
-            (self.each)(&mut row).map_err(de::Error::custom)?;
+impl<'r> Each<'r> {
+    fn next(&mut self) -> serde_json::Result<Option<&mut Vec<&'r RawValue>>> {
+        if self.rest.is_empty() {
+            return Ok(None);
         }
-        Ok(())
+        let mut json = serde_json::Deserializer::from_str(self.rest);
+        Fill(&mut self.row).deserialize(&mut json)?;
+        let length = json.into_iter::<IgnoredAny>().byte_offset();
+        let rest = self.rest[length..].trim_start();
+        self.rest = match rest.strip_prefix(',') {
+            Some(more) if !more.is_empty() => more,
+            None if rest.is_empty() => rest,
+            Some(_) | None => return Err(de::Error::custom("not between rows")),
+        };
+        Ok(Some(&mut self.row))
     }
 }
 
@@ -393,10 +468,68 @@ impl<'de> Visitor<'de> for Fill<'_, 'de> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::auth::UserRecord;
+
+    /// So many users, of whom some are as awkward as they can be, in a row of a view.
+    fn export(users: usize, quoted: bool, last: &Value) -> String {
+        let name = |n: usize| match n % 3 {
+            0 => format!("user-{n}"),
+            1 => format!("],[{n}"),
+            _ => format!("\"],[\"],[\\{n}"),
+        };
+        let rows = (0..users).map(|n| json!([format!("id{n}"), name(n), "", "r", 1, null]));
+        let rows: Value = rows.chain([last.clone()]).collect();
+        let text = |rows: Value| if quoted { json!(rows.to_string()) } else { rows };
+        let users = json!({
+            "format": 1, "collection": "nats_users", "common": 5, "json": ["nkey"], "bool": ["active"],
+            "fields": ["id", "username", "password", "role_id", "active", "nkey"],
+        });
+        let roles = json!({
+            "collection": "nats_roles", "json": [],
+            "fields": ["id", "name", "publish_permissions", "subscribe_permissions"],
+        });
+        let carries = json!({ "format": 1, "users": users, "roles": roles });
+        json!({ "carries": carries, "users": text(rows), "roles": text(json!([])) }).to_string()
+    }
+
+    #[test]
+    fn many_users_are_read_wherever_they_are_divided() {
+        let options = PocketBaseOptions::default();
+        let last = json!(["last", "zoe", "hash", "r", 0, ["nkey"]]);
+        for quoted in [true, false] {
+            // Where the middle is, there is now a row's end, and now a text that looks like one.
+            for users in (6000..6012).chain([0, 1]) {
+                let export = export(users, quoted, &last);
+                let read = read_export(&export, &options).unwrap().users;
+                let ids: Vec<_> = (0..users).map(|n| format!("id{n}")).collect();
+                assert!(read.iter().map(|it| &it.id).eq(ids.iter().chain([&"last".into()])));
+                assert!(read[..users].iter().all(|it| it.active && it.nkey.is_empty()));
+                let UserRecord { username, active, nkey, .. } = &read[users];
+                assert_eq!((&**username, *active, &**nkey), ("zoe", false, "nkey"));
+                if users > 4 {
+                    assert_eq!(&*read[users - users % 3 - 1].username, {
+                        let n = users - users % 3 - 1;
+                        format!("\"],[\"],[\\{n}")
+                    });
+                }
+            }
+            // What is wrong in either part is told.
+            let wrong = export(6000, quoted, &json!(["last", "zoe", "hash", "r", "yes", null]));
+            let error = read_export(&wrong, &options).unwrap_err();
+            assert!(matches!(&error, SourceError::WrongType { record, .. } if record == "last"));
+            let whole = export(6000, quoted, &last);
+            for torn in [whole.replace("zoe", "\"zoe"), whole.replace("\"last", "[\"last")] {
+                assert!(read_export(&torn, &options).is_err());
+            }
+        }
+    }
 
     #[test]
     fn a_string_is_read_in_its_own_room_as_any_reader_reads_it() {
+        let inner = |json: &str| json.as_bytes()[1..json.len() - 1].to_vec();
         for json in [
             r#""""#,
             r#""plain""#,
@@ -407,12 +540,11 @@ mod tests {
             r#""\\u0041""#,
         ] {
             let wanted: String = serde_json::from_str(json).unwrap();
-            assert_eq!(unquoted(&mut json.as_bytes().to_vec()), Some(&*wanted), "{json}");
+            assert_eq!(unescaped(&mut inner(json)), Some(&*wanted), "{json}");
         }
         for json in [r#""\ud83d""#, r#""\ud83d\u0041""#, r#""\ude00\ud83d""#, r#""\ud83dx""#] {
             assert!(serde_json::from_str::<String>(json).is_err(), "{json}");
-            assert_eq!(unquoted(&mut json.as_bytes().to_vec()), None, "{json}");
+            assert_eq!(unescaped(&mut inner(json)), None, "{json}");
         }
-        assert_eq!(unquoted(&mut b"[[1]]".to_vec()), Some("[[1]]"));
     }
 }
