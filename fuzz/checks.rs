@@ -40,7 +40,7 @@ pub(crate) fn records(bytes: &[u8]) {
     for (login, user) in &desired.users {
         let theirs = snapshot.users.iter().filter(|it| match &user.credential {
             Credential::Password(hash) => it.username == *login && it.password == *hash,
-            Credential::Nkey => it.nkey == *login,
+            Credential::Nkey { record } => it.nkey == *login && it.id == **record,
         });
         assert_eq!(theirs.filter(|it| it.active).count(), 1, "{login:?}");
     }

@@ -317,6 +317,11 @@ impl AuthFile {
         self.read_as(hash, adopt)
     }
 
+    /// What it says, if it says anything that counts, whoever wrote it.
+    pub fn in_force(&mut self) -> Arc<Desired> {
+        self.read(Adopt::Yes).ok().and_then(|it| it.desired).unwrap_or_default()
+    }
+
     /// What it holds, once it is known how it is now. What happens to it since is news.
     fn read_as(&mut self, now: io::Result<String>, adopt: Adopt) -> Result<Current, ApplyError> {
         if let Some(said) = &self.said

@@ -439,7 +439,7 @@ impl<S: Source> Reconciler<S> {
         let less = async {
             let Some(spare) = spare else { return future::pending().await };
             let less = |now: &Snapshot| {
-                let changes = Changes::between(desired, &Desired::new(now, &policy).0);
+                let changes = Changes::between(desired, &desired.next(now, &policy).0);
                 let seen = self.seen.as_ref();
                 urgent(&changes, spare)
                     && changes.check(self.limits, now).is_ok()
@@ -599,17 +599,18 @@ impl<S: Source> Reconciler<S> {
         self.servers.connections(users).await
     }
 
-    /// What NATS should allow now, and what had to be left out. Looks at no auth file.
-    pub async fn desired(&mut self) -> Result<(Arc<Desired>, Vec<Finding>), ReconcileError> {
+    /// What NATS should allow now, and what had to be left out. The auth file need not be there.
+    pub async fn desired(&mut self) -> Result<(Desired, Vec<Finding>), ReconcileError> {
         let snapshot = self.read().await?;
-        let plan = self.decide(&snapshot, &Current::default(), self.file.main_config()?.as_ref());
-        Ok((plan.desired, plan.findings))
+        let policy = self.policy(self.file.main_config()?.as_ref());
+        Ok(self.file.in_force().next(&snapshot, &policy))
     }
 
-    /// Who may do what now, and why. Looks at no auth file and asks no server.
+    /// Who may do what now, and why. The auth file need not be there, and no server is asked.
     pub async fn explain(&mut self) -> Result<Explain, ReconcileError> {
         let snapshot = self.read().await?;
-        Ok(Explain::new(snapshot, self.policy(self.file.main_config()?.as_ref())))
+        let policy = self.policy(self.file.main_config()?.as_ref());
+        Ok(Explain::after(&self.file.in_force(), snapshot, policy))
     }
 
     async fn read(&mut self) -> Result<Snapshot, SourceError> {
@@ -633,9 +634,10 @@ impl<S: Source> Reconciler<S> {
     ) -> Plan {
         let begun = Instant::now();
         self.doing.send_replace("working out who may do what");
-        let (desired, findings) = Desired::new(snapshot, &self.policy(main_config));
         let nothing = Desired::default();
-        let changes = Changes::between(current.desired.as_deref().unwrap_or(&nothing), &desired);
+        let former = current.desired.as_deref().unwrap_or(&nothing);
+        let (desired, findings) = former.next(snapshot, &self.policy(main_config));
+        let changes = Changes::between(former, &desired);
         debug!(took = ?begun.elapsed(), "decided");
         Plan {
             write: current.desired.is_none() || !changes.is_empty(),
@@ -663,8 +665,10 @@ impl<S: Source> Reconciler<S> {
             return true;
         }
         // Somebody may have edited the file since, and that is not for the filter to let stand.
-        let (left, _) = Desired::new(seen, &self.policy(main_config));
-        current.desired.as_ref().is_none_or(|it| !Changes::between(it, &left).is_empty())
+        current.desired.as_ref().is_none_or(|it| {
+            let (left, _) = it.next(seen, &self.policy(main_config));
+            !Changes::between(it, &left).is_empty()
+        })
     }
 
     /// Fails if nats-server does not take its users from the auth file, or nobody knows: what was

@@ -331,10 +331,11 @@ pub async fn list(options: &Options) -> Result<Vec<Listed>, UserError> {
                 (true, true) => State::Active,
             };
             let login = if user.nkey.is_empty() { &user.username } else { &user.nkey };
-            let credential = desired.users.get(login).filter(|_| state == State::Active);
+            let known = desired.users.get(login).filter(|it| it.is_of(user));
+            let credential = known.filter(|_| state == State::Active);
             let credential = credential.map(|it| &it.credential);
             let kind = match credential {
-                Some(Credential::Nkey) => Kind::Nkey,
+                Some(Credential::Nkey { .. }) => Kind::Nkey,
                 Some(Credential::Password(_)) => Kind::Password,
                 None if !user.nkey.is_empty() => Kind::Nkey,
                 None if !user.password.0.is_empty() => Kind::Password,
@@ -390,9 +391,10 @@ async fn snapshot(options: &Options) -> Result<Snapshot, SourceError> {
 
 fn desired(options: &Options, snapshot: &Snapshot) -> Result<(Desired, Vec<Finding>), ApplyError> {
     let mut policy = Policy::from(options);
-    let main_config = AuthFile::new(options).main_config()?;
+    let mut file = AuthFile::new(options);
+    let main_config = file.main_config()?;
     policy.reserved.extend(main_config.map(|it| it.account_users()).unwrap_or_default());
-    Ok(Desired::new(snapshot, &policy))
+    Ok(file.in_force().next(snapshot, &policy))
 }
 
 /// The users as they are, for whoever changes them.

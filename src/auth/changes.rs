@@ -122,7 +122,7 @@ impl Changes {
                 continue;
             };
             let rules = || (old.rules(before), new.rules(after));
-            let same_proof = before.credential == after.credential;
+            let same_credential = before.credential == after.credential;
             let (same_grant, same_rules) = match (&before.grant, &after.grant) {
                 // If the role or the defaults differ, then that is the change.
                 (Grant::Role(one), Grant::Role(other)) if one == other => (true, same_roles),
@@ -134,7 +134,7 @@ impl Changes {
                 }
             };
             let same_types = before.connection_types == after.connection_types;
-            if !(same_grant && same_proof && same_types) {
+            if !(same_grant && same_credential && same_types) {
                 changes.users_changed.push(login.to_string());
             }
             let fewer_types = !same_types
@@ -147,6 +147,8 @@ impl Changes {
                 let (was, is) = rules();
                 *narrowed.entry((was, is)).or_insert_with(|| narrows(was, is))
             };
+            // An nkey that is now another record's is the same nkey.
+            let same_proof = same_credential || before.credential.proves_like(&after.credential);
             if !same_proof || fewer_types || !same_rules && narrower() {
                 changes.users_losing.push(login.to_string());
             }

@@ -343,6 +343,11 @@ impl<'a> Reader<'a> {
         self.rest.find(['\n', '\r']).unwrap_or(self.rest.len())
     }
 
+    /// What stands behind what was read last, on the same line.
+    pub(super) fn rest_of_line(&self) -> &'a str {
+        self.rest.split('\n').next().unwrap_or_default()
+    }
+
     /// Whether this, which is ASCII, comes next. Then it is read.
     pub(super) fn take(&mut self, it: char) -> bool {
         // Not `strip_prefix`, which calls for a comparison of memory: there are millions of these.

@@ -52,7 +52,10 @@ pub enum Credential {
     /// By a password with this bcrypt hash.
     Password(PasswordHash),
     /// By the private key of the nkey that they are listed by.
-    Nkey,
+    Nkey {
+        /// The id of the record whose nkey it is. Empty: that is not known.
+        record: Arc<str>,
+    },
 }
 
 /// What a user may do.
@@ -70,7 +73,16 @@ impl User {
     /// Someone with a key and these rights.
     pub(crate) fn with_nkey(rules: Rules) -> User {
         let grant = Grant::Own(Box::new(rules));
-        User { credential: Credential::Nkey, grant, connection_types: ConnectionTypes::default() }
+        let credential = Credential::Nkey { record: Arc::default() };
+        User { credential, grant, connection_types: ConnectionTypes::default() }
+    }
+
+    /// Whether they are what came of this record, which has their name or nkey.
+    pub(crate) fn is_of(&self, it: &UserRecord) -> bool {
+        match &self.credential {
+            Credential::Password(_) => true,
+            Credential::Nkey { record } => !record.is_empty() && **record == it.id,
+        }
     }
 
     /// Whether they may connect in this way.
@@ -85,7 +97,16 @@ impl Credential {
     pub fn bcrypt_cost(&self) -> Option<u8> {
         match self {
             Credential::Password(hash) => bcrypt_cost(&hash.0),
-            Credential::Nkey => None,
+            Credential::Nkey { .. } => None,
+        }
+    }
+
+    /// Whether whoever can prove the one can prove the other.
+    pub(super) fn proves_like(&self, other: &Credential) -> bool {
+        match (self, other) {
+            (Credential::Password(one), Credential::Password(other)) => one == other,
+            (Credential::Nkey { .. }, Credential::Nkey { .. }) => true,
+            _ => false,
         }
     }
 }
@@ -151,8 +172,16 @@ pub struct Policy {
 }
 
 impl Desired {
-    /// Works out what NATS should allow, and lists what had to be left out.
+    /// Works out what NATS should allow where nothing is in force, and lists what had to be left out.
     pub fn new(snapshot: &Snapshot, policy: &Policy) -> (Desired, Vec<Finding>) {
+        Desired::default().next(snapshot, policy)
+    }
+
+    /// Works out what NATS should allow where this is in force, and lists what had to be left out.
+    ///
+    /// What is in force counts in one thing: an nkey that several records have stays whose it is, so
+    /// that adding a record takes nothing from anybody.
+    pub fn next(&self, snapshot: &Snapshot, policy: &Policy) -> (Desired, Vec<Finding>) {
         let mut findings = Vec::new();
         let defaults = policy.defaults(&mut findings);
         // The source may give its records in any order; findings have theirs.
@@ -167,7 +196,7 @@ impl Desired {
         let roles: HashMap<&str, Role<'_>> = judged.collect();
 
         let about_users = findings.len();
-        let records = unambiguous(&snapshot.users, policy, &mut findings);
+        let records = self.unambiguous(&snapshot.users, policy, &mut findings);
         let mut references = References { roles: &roles, known: HashMap::new() };
         // Else the list that becomes the map would grow, and take three times its room on the way.
         let mut users = Vec::with_capacity(records.len());
@@ -198,78 +227,85 @@ impl Desired {
     }
 }
 
-/// The active records whose name is theirs alone and fit for NATS.
-fn unambiguous<'a>(
-    records: &'a [UserRecord],
-    policy: &Policy,
-    findings: &mut Vec<Finding>,
-) -> Vec<&'a UserRecord> {
-    let active = || records.iter().filter(|it| it.active);
-    let mut nkeys: HashMap<&str, usize> = HashMap::new();
-    for record in active().filter(|it| !it.nkey.is_empty()) {
-        *nkeys.entry(&record.nkey).or_default() += 1;
-    }
-    let mut named = Vec::with_capacity(records.len());
-    named.extend(active().map(Named::new));
-    named.sort_unstable_by(|one, other| one.key().cmp(&other.key()));
-
-    let mut judged = Vec::with_capacity(named.len());
-    for alike in named.chunk_by(Named::is_like) {
-        for same in alike.chunk_by(|one, other| one.record.username == other.record.username) {
-            let fit = same.iter().map(|it| it.record).filter(|record| {
-                let name = &*record.username;
-                let mut finding = |field: &str, value: &str, problem, effect| {
-                    findings.push(policy.about_user(
-                        record,
-                        field,
-                        &quoted(value),
-                        problem,
-                        effect,
-                    ));
-                };
-                let mut about_name =
-                    |problem, effect| finding(&policy.username_field, name, problem, effect);
-                // There is no telling which of them is meant, and whoever can choose a record's id
-                // must not win, so none of them is let in.
-                let refused = match name {
-                    "" => Some(Problem::NameEmpty),
-                    _ if name.contains(char::is_control) => Some(Problem::NameControl),
-                    _ if name == LOCKED_USER || policy.reserved.contains(name) => {
-                        Some(Problem::NameReserved)
-                    }
-                    _ if is_public_nkey(name) => Some(Problem::NameIsNkey),
-                    _ if same.len() > 1 => Some(Problem::NameTwice),
-                    _ => None,
-                };
-                if let Some(problem) = refused {
-                    about_name(problem, Effect::LeftOut);
-                    return false;
-                }
-                if name.trim() != name {
-                    about_name(Problem::NameSpace, Effect::Kept);
-                }
-                if !name.is_ascii() && name.contains(is_invisible) {
-                    about_name(Problem::NameInvisible, Effect::Kept);
-                }
-                if alike.len() > 1 {
-                    about_name(Problem::NameCase, Effect::Kept);
-                }
-                let nkey = &*record.nkey;
-                // Anything else is left out later, and not shown.
-                if is_public_nkey(nkey) && nkeys[nkey] > 1 {
-                    finding("nkey", nkey, Problem::NkeyTwice, Effect::LeftOut);
-                    return false;
-                }
-                if policy.reserved.contains(nkey) {
-                    finding("nkey", nkey, Problem::NameReserved, Effect::LeftOut);
-                    return false;
-                }
-                true
-            });
-            judged.extend(fit);
+impl Desired {
+    /// The active records whose name is theirs alone and fit for NATS.
+    fn unambiguous<'a>(
+        &self,
+        records: &'a [UserRecord],
+        policy: &Policy,
+        findings: &mut Vec<Finding>,
+    ) -> Vec<&'a UserRecord> {
+        let active = || records.iter().filter(|it| it.active);
+        let mut nkeys: HashMap<&str, usize> = HashMap::new();
+        for record in active().filter(|it| !it.nkey.is_empty()) {
+            *nkeys.entry(&record.nkey).or_default() += 1;
         }
+        let mut named = Vec::with_capacity(records.len());
+        named.extend(active().map(Named::new));
+        named.sort_unstable_by(|one, other| one.key().cmp(&other.key()));
+
+        let mut judged = Vec::with_capacity(named.len());
+        for alike in named.chunk_by(Named::is_like) {
+            for same in alike.chunk_by(|one, other| one.record.username == other.record.username) {
+                let fit = same.iter().map(|it| it.record).filter(|record| {
+                    let name = &*record.username;
+                    let mut finding = |field: &str, value: &str, problem, effect| {
+                        findings.push(policy.about_user(
+                            record,
+                            field,
+                            &quoted(value),
+                            problem,
+                            effect,
+                        ));
+                    };
+                    let mut about_name =
+                        |problem, effect| finding(&policy.username_field, name, problem, effect);
+                    // There is no telling which of them is meant, and whoever can choose a record's id
+                    // must not win, so none of them is let in.
+                    let refused = match name {
+                        "" => Some(Problem::NameEmpty),
+                        _ if name.contains(char::is_control) => Some(Problem::NameControl),
+                        _ if name == LOCKED_USER || policy.reserved.contains(name) => {
+                            Some(Problem::NameReserved)
+                        }
+                        _ if is_public_nkey(name) => Some(Problem::NameIsNkey),
+                        _ if same.len() > 1 => Some(Problem::NameTwice),
+                        _ => None,
+                    };
+                    if let Some(problem) = refused {
+                        about_name(problem, Effect::LeftOut);
+                        return false;
+                    }
+                    if name.trim() != name {
+                        about_name(Problem::NameSpace, Effect::Kept);
+                    }
+                    if !name.is_ascii() && name.contains(is_invisible) {
+                        about_name(Problem::NameInvisible, Effect::Kept);
+                    }
+                    if alike.len() > 1 {
+                        about_name(Problem::NameCase, Effect::Kept);
+                    }
+                    let nkey = &*record.nkey;
+                    // Anything else is left out later, and not shown.
+                    if is_public_nkey(nkey) && nkeys[nkey] > 1 {
+                        let theirs = self.users.get(nkey).is_some_and(|it| it.is_of(record));
+                        let effect = if theirs { Effect::Kept } else { Effect::LeftOut };
+                        finding("nkey", nkey, Problem::NkeyTwice, effect);
+                        if !theirs {
+                            return false;
+                        }
+                    }
+                    if policy.reserved.contains(nkey) {
+                        finding("nkey", nkey, Problem::NameReserved, Effect::LeftOut);
+                        return false;
+                    }
+                    true
+                });
+                judged.extend(fit);
+            }
+        }
+        judged
     }
-    judged
 }
 
 /// A record by its name, those that differ only in case side by side.
@@ -398,7 +434,7 @@ fn judge<'a>(
     };
     let login = match credential {
         Credential::Password(_) => record.username.clone(),
-        Credential::Nkey => record.nkey.clone(),
+        Credential::Nkey { .. } => record.nkey.clone(),
     };
     Some((login, User { credential, grant, connection_types }))
 }
@@ -407,7 +443,7 @@ fn credential(record: &UserRecord) -> Result<Credential, Problem> {
     if !record.nkey.is_empty() {
         // An nkey in doubt is not replaced by a password that nobody expects to work.
         return if is_public_nkey(&record.nkey) {
-            Ok(Credential::Nkey)
+            Ok(Credential::Nkey { record: record.id.as_str().into() })
         } else {
             Err(Problem::NotNkey)
         };

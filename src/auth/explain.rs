@@ -282,9 +282,14 @@ impl Question {
 }
 
 impl Explain {
-    /// Works out what NATS should allow.
+    /// Works out what NATS should allow where nothing is in force.
     pub fn new(snapshot: Snapshot, policy: Policy) -> Explain {
-        let (desired, findings) = Desired::new(&snapshot, &policy);
+        Explain::after(&Desired::default(), snapshot, policy)
+    }
+
+    /// Works out what NATS should allow where something is in force, as [`Desired::next`] does.
+    pub fn after(former: &Desired, snapshot: Snapshot, policy: Policy) -> Explain {
+        let (desired, findings) = former.next(&snapshot, &policy);
         let ids = snapshot.roles.iter().enumerate();
         let roles = ids.map(|(at, role)| (role.id.clone(), at)).collect();
         Explain { snapshot, policy, desired, findings, roles }
@@ -331,7 +336,7 @@ impl Explain {
     pub fn in_nats(&self, user: &UserRecord) -> Option<(&str, &User)> {
         let login = if user.nkey.is_empty() { &user.username } else { &user.nkey };
         let (login, known) = self.desired.users.get_key_value(login)?;
-        user.active.then_some((login, known))
+        (user.active && known.is_of(user)).then_some((login, known))
     }
 
     /// Whether the user may, on a nats-server that delivers so.
@@ -405,7 +410,7 @@ impl Explain {
             user: self.user_record(user),
             login: known.map(|it| match it.credential {
                 Credential::Password(_) => "password",
-                Credential::Nkey => "nkey",
+                Credential::Nkey { .. } => "nkey",
             }),
             because,
             change,

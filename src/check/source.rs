@@ -298,7 +298,7 @@ fn unique(users: &Collection, name: &str, only: &str, lines: &mut Vec<Line>) {
         lines.push(Line::doubtful(
             "schema.no_unique_index",
             format!(
-                "two records of `{users}` may have the same `{name}`, and then neither is let in"
+                "two records of `{users}` may have the same `{name}`, and then at most one is let in"
             ),
             &*hint,
         ));

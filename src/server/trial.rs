@@ -6,6 +6,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::Arc,
     time::Duration,
 };
 
@@ -128,7 +129,7 @@ impl Trial {
         let (user, writer) = (KeyPair::new_user(), KeyPair::new_user());
         if let Some(known) = desired.users.remove(login) {
             let known = User {
-                credential: Credential::Nkey,
+                credential: Credential::Nkey { record: Arc::default() },
                 connection_types: ConnectionTypes::default(),
                 ..known
             };

@@ -213,6 +213,46 @@ fn no_records_at_all_are_held_back_and_accepted_they_lock_the_server() {
     );
 }
 
+/// Without the unique index that `init` makes.
+#[test]
+fn an_nkey_that_another_record_claims_stays_whose_it_is() {
+    let (pb, nats, pb_nats, clerk) = town();
+    let pair = nkeys::KeyPair::new_user();
+    let user = |name: &str, more: serde_json::Value| {
+        let mut user = json!({"username": name, "nkey": pair.public_key(), "active": true});
+        user.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        pb.create("nats_users", &user)
+    };
+    let device = user("device", json!({"role_id": [clerk.role]}));
+    pb_nats.once().success();
+    let mut client = nats.connect(Login::Nkey(&pair)).unwrap();
+    assert!(client.may_publish("orders.1") && !client.may_publish("anything"));
+
+    user("thief", json!({"publish_permissions": [">"]}));
+    let once = pb_nats.once().success();
+    assert!(once.stdout.starts_with("nothing to change\n"), "{once:?}");
+    let checked = pb_nats.command(&["check"]).success().stdout;
+    for said in ["\"device\": nkey", "kept as it is", "\"thief\": nkey", "left out of NATS"] {
+        assert!(checked.contains(said), "{said}: {checked}");
+    }
+    let listed = pb_nats.command(&["user", "list"]).success().stdout;
+    let state = |name: &str| listed.lines().find(|it| it.starts_with(name)).unwrap().to_owned();
+    assert!(state("device").contains(" in NATS "), "{listed}");
+    assert!(state("thief").contains(" left out "), "{listed}");
+    pb_nats.command(&["explain", "device", "pub", "orders.1"]).success();
+    pb_nats.command(&["explain", "thief", "pub", "anything"]).exits(1);
+
+    // It is the device's, and follows what becomes of it.
+    pb.update("nats_roles", &clerk.role, &json!({"publish_permissions": ["payroll"]}));
+    pb_nats.once().success();
+    let mut client = nats.connect(Login::Nkey(&pair)).unwrap();
+    assert!(client.may_publish("payroll") && !client.may_publish("orders.1"));
+    pb.update("nats_users", &device, &json!({"active": false}));
+    pb_nats.once().success();
+    let mut client = nats.connect(Login::Nkey(&pair)).unwrap();
+    assert!(client.may_publish("anything"), "now only one record has it");
+}
+
 #[test]
 fn a_file_that_we_did_not_write_is_left_alone_until_it_is_adopted() {
     let (_pb, nats, mut pb_nats, _) = town();
