@@ -1,7 +1,7 @@
 use std::fmt;
 
 /// The ways of connecting that every supported nats-server knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionType {
     /// The NATS protocol.
     Standard,
