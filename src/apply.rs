@@ -982,17 +982,18 @@ fn sound(
     aside(move || reads_back(&text, &desired))
 }
 
-/// Does this in a thread of its own, from now on. The runtime keeps its threads, and each of them the
-/// memory that it once had.
+/// Does this in a thread of its own, from now on; or, if there can be none, when it is waited for. The
+/// runtime keeps its threads, and each of them the memory that it once had.
 fn aside<T, W>(work: W) -> impl Future<Output = T>
 where
     T: Send + 'static,
-    W: FnOnce() -> T + Send + 'static,
+    W: FnOnce() -> T + Clone + Send + 'static,
 {
     let (done, result) = oneshot::channel();
+    let there = work.clone();
     // Nobody may wait for it any more.
-    thread::spawn(|| drop(done.send(work())));
-    async { result.await.expect("nothing in there panics") }
+    let _ = thread::Builder::new().spawn(|| drop(done.send(there())));
+    async { result.await.unwrap_or_else(|_| work()) }
 }
 
 /// Names the text, so that the same text is known again.

@@ -379,7 +379,7 @@ impl<S: Source> Reconciler<S> {
         }
         if self.filter.is_none() {
             // Of many users it is large, and servers are not to wait until it is given back.
-            thread::spawn(|| drop(snapshot));
+            let _ = thread::Builder::new().spawn(|| drop(snapshot));
         } else if wanted || !plan.write {
             self.seen = Some(snapshot);
         }

@@ -29,6 +29,7 @@
 use std::{
     fmt::{self, Write as _},
     ops::Range,
+    sync::Mutex,
     thread,
 };
 
@@ -257,10 +258,13 @@ impl Export {
             let rows = rows.text().ok_or_else(unknown)?;
             return Ok(Snapshot { users: read(rows, expected)?, roles });
         };
+        let other = Mutex::new(Some(other));
+        let other = || other.lock().ok()?.take()?.read(|it| read(it, expected / 2));
         let (one, other) = thread::scope(|scope| {
-            let other = scope.spawn(|| other.read(|it| read(it, expected / 2)));
+            let there = thread::Builder::new().spawn_scoped(scope, other);
             let one = rows.read(|it| read(it, expected));
-            (one, other.join().expect("nothing in there panics"))
+            // If there can be no thread, it is done in this one.
+            (one, there.map_or_else(|_| other(), |it| it.join().expect("nothing in there panics")))
         });
         let ((one, first), (other, second)) = one.zip(other).ok_or_else(unknown)?;
         let (Ok(mut users), Ok(more)) = (first, second) else {
