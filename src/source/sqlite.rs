@@ -10,9 +10,8 @@
 //!   meanwhile.
 
 use std::{
-    cell::RefCell,
     hash::{BuildHasher as _, Hash as _, Hasher, RandomState},
-    io,
+    io, mem,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc},
@@ -75,9 +74,6 @@ impl Source for Sqlite {
     }
 }
 
-/// What gives a field of a record, by its place among those wanted.
-type Lookup<'a, 'r> = dyn FnMut(usize) -> Option<Raw<'r>> + 'a;
-
 /// What the records were when they were last read: any program may write to the database, and most of
 /// what it writes is nothing to us.
 #[derive(Clone, Debug, Default)]
@@ -104,7 +100,7 @@ impl Last {
         let mut read = self.read();
         read.users = snapshot.users.len();
         let same = read.print.replace(print) == Some(print);
-        if std::mem::take(&mut read.hinted) {
+        if mem::take(&mut read.hinted) {
             read.in_vain = same;
         }
         Ok(snapshot)
@@ -192,38 +188,102 @@ impl Database {
         expected: usize,
     ) -> Result<(Snapshot, u64), SourceError> {
         self.whole(|file| {
-            let records = RefCell::new(Records::new(names, expected));
-            let user = |field: &mut Lookup<'_, '_>| records.borrow_mut().user(field);
-            let role = |field: &mut Lookup<'_, '_>| records.borrow_mut().role(field);
-            let print = self.read(file, names, print, user, role)?;
-            Ok((records.into_inner().made(), print))
+            let mut records = Records::new(names, expected);
+            let mut print = print.build_hasher();
+            self.read(file, names, |table| {
+                table.begin(&mut print);
+                if table.of_users {
+                    return self.users(table, names, &mut print, &mut records);
+                }
+                let places = table.places(&Names::of_role());
+                self.each(table, |values| {
+                    add(&mut print, values);
+                    records.role(|at| table.raw(values, places[at]))
+                })
+            })?;
+            Ok((records.made(), print.finish()))
         })
     }
 
     /// The print of the records alone, which is cheaper.
     fn print(&self, names: &Names, print: &RandomState) -> Result<u64, SourceError> {
-        self.whole(|file| self.read(file, names, print, |_| Ok(()), |_| Ok(())))
+        self.whole(|file| {
+            let mut print = print.build_hasher();
+            self.read(file, names, |table| {
+                table.begin(&mut print);
+                self.each(table, |values| {
+                    add(&mut print, values);
+                    Ok(())
+                })
+            })?;
+            Ok(print.finish())
+        })
     }
 
+    /// Calls `each` for both tables, as of one moment.
     fn read(
         &self,
         file: File,
         names: &Names,
-        print: &RandomState,
-        user: impl FnMut(&mut Lookup<'_, '_>) -> Result<(), SourceError>,
-        role: impl FnMut(&mut Lookup<'_, '_>) -> Result<(), SourceError>,
-    ) -> Result<u64, SourceError> {
+        mut each: impl FnMut(&Table<'_>) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
         let failed = |error| self.failed(error);
         let mut connection = self.connect(file).map_err(failed)?;
         let moment = connection.transaction().map_err(failed)?;
         let users = self.schema(&moment, &names.users)?;
         let roles = self.schema(&moment, &names.roles)?;
-        let mut print = print.build_hasher();
         let fields = names.user_fields(&users)?;
-        self.each(&moment, &users, &fields, &names.of_user(), &mut print, user)?;
+        each(&Table { connection: &moment, schema: &users, fields, of_users: true })?;
         let fields = Names::role_fields(&roles)?;
-        self.each(&moment, &roles, &fields, &Names::of_role(), &mut print, role)?;
-        Ok(print.finish())
+        each(&Table { connection: &moment, schema: &roles, fields, of_users: false })
+    }
+
+    /// Makes records of all users. Where there are many, that takes as long as to read them, so that
+    /// another thread does it.
+    fn users(
+        &self,
+        table: &Table<'_>,
+        names: &Names,
+        print: &mut (impl Hasher + Send),
+        records: &mut Records<'_>,
+    ) -> Result<(), SourceError> {
+        let (columns, places, stored) =
+            (table.fields.len(), table.places(&names.of_user()), table.stored());
+        let (full, filled) = mpsc::sync_channel::<Rows>(2);
+        let (empty, emptied) = mpsc::channel::<Rows>();
+        let take = move || {
+            for mut rows in filled {
+                rows.each(columns, |values| {
+                    add(print, values);
+                    records.user(|at| places[at].map(|place| raw(values[place], stored[place])))
+                })?;
+                rows.clear();
+                // Nobody may need it any more.
+                let _ = empty.send(rows);
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let taken = thread::Builder::new().spawn_scoped(scope, take);
+            let no_thread = |error: io::Error| SourceError::Database {
+                path: self.path.clone(),
+                source: error.into(),
+            };
+            let taken = taken.map_err(no_thread)?;
+            let mut rows = Rows::default();
+            let read = self.each(table, |values| {
+                rows.add(values);
+                if rows.values.len() >= Rows::MANY {
+                    let next = emptied.try_recv().unwrap_or_default();
+                    // If they are not taken any more, then what is wrong is told there.
+                    let _ = full.send(mem::replace(&mut rows, next));
+                }
+                Ok(())
+            });
+            let _ = full.send(rows);
+            drop(full);
+            taken.join().expect("nothing in there panics").and(read)
+        })
     }
 
     fn connect(&self, file: File) -> rusqlite::Result<Connection> {
@@ -252,49 +312,23 @@ impl Database {
         Ok(Schema { name, kind, fields })
     }
 
-    /// Calls `make` for each record with what gives those of its fields that are `wanted`. All of
-    /// them also go into `print`.
+    /// Calls `each` with the values of one record after the other.
     fn each(
         &self,
-        connection: &Connection,
-        schema: &Schema,
-        fields: &[&Field],
-        wanted: &[&str],
-        print: &mut impl Hasher,
-        mut make: impl FnMut(&mut Lookup<'_, '_>) -> Result<(), SourceError>,
+        table: &Table<'_>,
+        mut each: impl FnMut(&[ValueRef<'_>]) -> Result<(), SourceError>,
     ) -> Result<(), SourceError> {
         let failed = |error| self.failed(error);
-        let columns: Vec<_> = fields.iter().map(|field| quoted(&field.name)).collect();
-        let columns = columns.join(", ");
-        let query = format!("SELECT {columns} FROM {}", quoted(&schema.name));
-        (&query, &schema.kind).hash(print);
-        let place = |name: &&str| fields.iter().position(|it| it.name == *name);
-        let places: Vec<Option<usize>> = wanted.iter().map(place).collect();
-        let stored: Vec<Stored> = fields.iter().map(|it| it.stored()).collect();
-        let mut statement = connection.prepare(&query).map_err(failed)?;
+        let mut statement = table.connection.prepare(&table.query()).map_err(failed)?;
         let mut rows = statement.query([]).map_err(failed)?;
         while let Some(row) = rows.next().map_err(failed)? {
             // Each is asked for once, as there are a million of them with many records.
             let mut values = [ValueRef::Null; MOST_FIELDS];
-            for (place, value) in values.iter_mut().enumerate().take(fields.len()) {
+            let values = &mut values[..table.fields.len()];
+            for (place, value) in values.iter_mut().enumerate() {
                 *value = row.get_ref(place).map_err(failed)?;
-                // Each begins with what it is, and text with its length: in one number, as this is done
-                // a million times.
-                match *value {
-                    ValueRef::Null => print.write_u64(0),
-                    ValueRef::Integer(number) => (1_u64, number).hash(print),
-                    ValueRef::Real(number) => (2_u64, number.to_bits()).hash(print),
-                    ValueRef::Text(text) | ValueRef::Blob(text) => {
-                        let blob = u64::from(matches!(value, ValueRef::Blob(_)));
-                        print.write_u64((text.len() as u64) << 3 | 4 | blob);
-                        print.write(text);
-                    }
-                }
             }
-            make(&mut |at| {
-                let place = places[at]?;
-                Some(raw(values[place], stored[place]))
-            })?;
+            each(values)?;
         }
         Ok(())
     }
@@ -308,6 +342,131 @@ impl Database {
             }
             _ => SourceError::Database { path, source: error.into() },
         }
+    }
+}
+
+/// A collection in the database, and what is read of it.
+struct Table<'a> {
+    connection: &'a Connection,
+    schema: &'a Schema,
+    fields: Vec<&'a Field>,
+    of_users: bool,
+}
+
+impl Table<'_> {
+    fn query(&self) -> String {
+        let columns: Vec<_> = self.fields.iter().map(|field| quoted(&field.name)).collect();
+        format!("SELECT {} FROM {}", columns.join(", "), quoted(&self.schema.name))
+    }
+
+    /// The columns of the fields that are `wanted`.
+    fn places(&self, wanted: &[&str]) -> Vec<Option<usize>> {
+        let place = |name: &&str| self.fields.iter().position(|it| it.name == *name);
+        wanted.iter().map(place).collect()
+    }
+
+    fn stored(&self) -> Vec<Stored> {
+        self.fields.iter().map(|it| it.stored()).collect()
+    }
+
+    fn raw<'v>(&self, values: &[ValueRef<'v>], place: Option<usize>) -> Option<Raw<'v>> {
+        place.map(|place| raw(values[place], self.fields[place].stored()))
+    }
+
+    /// What its rows are goes into a print before them.
+    fn begin(&self, print: &mut impl Hasher) {
+        (self.query(), &self.schema.kind).hash(print);
+    }
+}
+
+/// Adds a row to a print. Each value begins with what it is, and text with its length: in one number,
+/// as this is done a million times.
+fn add(print: &mut impl Hasher, values: &[ValueRef<'_>]) {
+    for value in values {
+        match *value {
+            ValueRef::Null => print.write_u64(0),
+            ValueRef::Integer(number) => (1_u64, number).hash(print),
+            ValueRef::Real(number) => (2_u64, number.to_bits()).hash(print),
+            ValueRef::Text(text) | ValueRef::Blob(text) => {
+                let blob = u64::from(matches!(value, ValueRef::Blob(_)));
+                print.write_u64((text.len() as u64) << 3 | 4 | blob);
+                print.write(text);
+            }
+        }
+    }
+}
+
+/// Rows on the way from one thread to another.
+#[derive(Default)]
+struct Rows {
+    values: Vec<Held>,
+    /// All of their text.
+    text: Vec<u8>,
+}
+
+/// A value, or how much of the text it is.
+#[derive(Clone, Copy)]
+enum Held {
+    Null,
+    Integer(i64),
+    Real(f64),
+    Text(usize),
+    Blob(usize),
+}
+
+impl Rows {
+    /// So many values are worth handing over.
+    const MANY: usize = 4096;
+
+    fn add(&mut self, row: &[ValueRef<'_>]) {
+        for value in row {
+            self.values.push(match *value {
+                ValueRef::Null => Held::Null,
+                ValueRef::Integer(number) => Held::Integer(number),
+                ValueRef::Real(number) => Held::Real(number),
+                ValueRef::Text(text) => {
+                    self.text.extend_from_slice(text);
+                    Held::Text(text.len())
+                }
+                ValueRef::Blob(bytes) => {
+                    self.text.extend_from_slice(bytes);
+                    Held::Blob(bytes.len())
+                }
+            });
+        }
+    }
+
+    /// Calls `each` with the values of one row after the other.
+    fn each<E>(
+        &self,
+        columns: usize,
+        mut each: impl FnMut(&[ValueRef<'_>]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut text = &*self.text;
+        let mut next = |length| {
+            let (it, rest) = text.split_at(length);
+            text = rest;
+            it
+        };
+        for row in self.values.chunks_exact(columns) {
+            let mut values = [ValueRef::Null; MOST_FIELDS];
+            for (value, held) in values.iter_mut().zip(row) {
+                *value = match *held {
+                    Held::Null => ValueRef::Null,
+                    Held::Integer(number) => ValueRef::Integer(number),
+                    Held::Real(number) => ValueRef::Real(number),
+                    Held::Text(length) => ValueRef::Text(next(length)),
+                    Held::Blob(length) => ValueRef::Blob(next(length)),
+                };
+            }
+            each(&values[..columns])?;
+        }
+        Ok(())
+    }
+
+    fn clear(&mut self) {
+        self.values.clear();
+        self.text.clear();
     }
 }
 
