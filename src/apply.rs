@@ -305,16 +305,19 @@ impl AuthFile {
     /// What the file holds now. A file that we did not write is an error, unless it is adopted.
     pub fn read(&mut self, adopt: Adopt) -> Result<Current, ApplyError> {
         self.left = shape(&self.path);
-        let hash = hash_of(&self.path);
-        self.read_as(hash, adopt)
+        let now = if self.said.is_some() { hash_of(&self.path).ok() } else { None };
+        self.read_as(now, adopt)
     }
 
     /// The same, without keeping anybody waiting who has something else to do meanwhile.
     pub async fn read_aside(&mut self, adopt: Adopt) -> Result<Current, ApplyError> {
         self.left = shape(&self.path);
         let path = self.path.clone();
-        let hash = aside(move || hash_of(&path)).await;
-        self.read_as(hash, adopt)
+        let now = match self.said {
+            Some(_) => aside(move || hash_of(&path)).await.ok(),
+            None => None,
+        };
+        self.read_as(now, adopt)
     }
 
     /// What it says, if it says anything that counts, whoever wrote it.
@@ -322,10 +325,11 @@ impl AuthFile {
         self.read(Adopt::Yes).ok().and_then(|it| it.desired).unwrap_or_default()
     }
 
-    /// What it holds, once it is known how it is now. What happens to it since is news.
-    fn read_as(&mut self, now: io::Result<String>, adopt: Adopt) -> Result<Current, ApplyError> {
+    /// What it holds, of which this is the hash, as far as there is one to compare. What happens to it
+    /// from then on is news.
+    fn read_as(&mut self, now: Option<String>, adopt: Adopt) -> Result<Current, ApplyError> {
         if let Some(said) = &self.said
-            && now.is_ok_and(|it| it == said.hash)
+            && now.is_some_and(|it| it == said.hash)
         {
             return Ok(Current::ours(said.clone(), true));
         }

@@ -130,7 +130,8 @@ impl Changes {
                 // The same rights written elsewhere are the same rights.
                 _ => {
                     let (was, is) = rules();
-                    (was == is, was == is)
+                    let same = was == is;
+                    (same, same)
                 }
             };
             let same_types = before.connection_types == after.connection_types;

@@ -196,7 +196,7 @@ impl Desired {
         let roles: HashMap<&str, Role<'_>> = judged.collect();
 
         let about_users = findings.len();
-        let records = self.unambiguous(&snapshot.users, policy, &mut findings);
+        let records = unambiguous(&snapshot.users, self, policy, &mut findings);
         let mut references = References { roles: &roles, known: HashMap::new() };
         // Else the list that becomes the map would grow, and take three times its room on the way.
         let mut users = Vec::with_capacity(records.len());
@@ -227,85 +227,83 @@ impl Desired {
     }
 }
 
-impl Desired {
-    /// The active records whose name is theirs alone and fit for NATS.
-    fn unambiguous<'a>(
-        &self,
-        records: &'a [UserRecord],
-        policy: &Policy,
-        findings: &mut Vec<Finding>,
-    ) -> Vec<&'a UserRecord> {
-        let active = || records.iter().filter(|it| it.active);
-        let mut nkeys: HashMap<&str, usize> = HashMap::new();
-        for record in active().filter(|it| !it.nkey.is_empty()) {
-            *nkeys.entry(&record.nkey).or_default() += 1;
-        }
-        let mut named = Vec::with_capacity(records.len());
-        named.extend(active().map(Named::new));
-        named.sort_unstable_by(|one, other| one.key().cmp(&other.key()));
-
-        let mut judged = Vec::with_capacity(named.len());
-        for alike in named.chunk_by(Named::is_like) {
-            for same in alike.chunk_by(|one, other| one.record.username == other.record.username) {
-                let fit = same.iter().map(|it| it.record).filter(|record| {
-                    let name = &*record.username;
-                    let mut finding = |field: &str, value: &str, problem, effect| {
-                        findings.push(policy.about_user(
-                            record,
-                            field,
-                            &quoted(value),
-                            problem,
-                            effect,
-                        ));
-                    };
-                    let mut about_name =
-                        |problem, effect| finding(&policy.username_field, name, problem, effect);
-                    // There is no telling which of them is meant, and whoever can choose a record's id
-                    // must not win, so none of them is let in.
-                    let refused = match name {
-                        "" => Some(Problem::NameEmpty),
-                        _ if name.contains(char::is_control) => Some(Problem::NameControl),
-                        _ if name == LOCKED_USER || policy.reserved.contains(name) => {
-                            Some(Problem::NameReserved)
-                        }
-                        _ if is_public_nkey(name) => Some(Problem::NameIsNkey),
-                        _ if same.len() > 1 => Some(Problem::NameTwice),
-                        _ => None,
-                    };
-                    if let Some(problem) = refused {
-                        about_name(problem, Effect::LeftOut);
-                        return false;
-                    }
-                    if name.trim() != name {
-                        about_name(Problem::NameSpace, Effect::Kept);
-                    }
-                    if !name.is_ascii() && name.contains(is_invisible) {
-                        about_name(Problem::NameInvisible, Effect::Kept);
-                    }
-                    if alike.len() > 1 {
-                        about_name(Problem::NameCase, Effect::Kept);
-                    }
-                    let nkey = &*record.nkey;
-                    // Anything else is left out later, and not shown.
-                    if is_public_nkey(nkey) && nkeys[nkey] > 1 {
-                        let theirs = self.users.get(nkey).is_some_and(|it| it.is_of(record));
-                        let effect = if theirs { Effect::Kept } else { Effect::LeftOut };
-                        finding("nkey", nkey, Problem::NkeyTwice, effect);
-                        if !theirs {
-                            return false;
-                        }
-                    }
-                    if policy.reserved.contains(nkey) {
-                        finding("nkey", nkey, Problem::NameReserved, Effect::LeftOut);
-                        return false;
-                    }
-                    true
-                });
-                judged.extend(fit);
-            }
-        }
-        judged
+/// The active records whose name is theirs alone and fit for NATS.
+fn unambiguous<'a>(
+    records: &'a [UserRecord],
+    former: &Desired,
+    policy: &Policy,
+    findings: &mut Vec<Finding>,
+) -> Vec<&'a UserRecord> {
+    let active = || records.iter().filter(|it| it.active);
+    let mut nkeys: HashMap<&str, usize> = HashMap::new();
+    for record in active().filter(|it| !it.nkey.is_empty()) {
+        *nkeys.entry(&record.nkey).or_default() += 1;
     }
+    let mut named = Vec::with_capacity(records.len());
+    named.extend(active().map(Named::new));
+    named.sort_unstable_by(|one, other| one.key().cmp(&other.key()));
+
+    let mut judged = Vec::with_capacity(named.len());
+    for alike in named.chunk_by(Named::is_like) {
+        for same in alike.chunk_by(|one, other| one.record.username == other.record.username) {
+            let fit = same.iter().map(|it| it.record).filter(|record| {
+                let name = &*record.username;
+                let mut finding = |field: &str, value: &str, problem, effect| {
+                    findings.push(policy.about_user(
+                        record,
+                        field,
+                        &quoted(value),
+                        problem,
+                        effect,
+                    ));
+                };
+                let mut about_name =
+                    |problem, effect| finding(&policy.username_field, name, problem, effect);
+                // There is no telling which of them is meant, and whoever can choose a record's id
+                // must not win, so none of them is let in.
+                let refused = match name {
+                    "" => Some(Problem::NameEmpty),
+                    _ if name.contains(char::is_control) => Some(Problem::NameControl),
+                    _ if name == LOCKED_USER || policy.reserved.contains(name) => {
+                        Some(Problem::NameReserved)
+                    }
+                    _ if is_public_nkey(name) => Some(Problem::NameIsNkey),
+                    _ if same.len() > 1 => Some(Problem::NameTwice),
+                    _ => None,
+                };
+                if let Some(problem) = refused {
+                    about_name(problem, Effect::LeftOut);
+                    return false;
+                }
+                if name.trim() != name {
+                    about_name(Problem::NameSpace, Effect::Kept);
+                }
+                if !name.is_ascii() && name.contains(is_invisible) {
+                    about_name(Problem::NameInvisible, Effect::Kept);
+                }
+                if alike.len() > 1 {
+                    about_name(Problem::NameCase, Effect::Kept);
+                }
+                let nkey = &*record.nkey;
+                // Anything else is left out later, and not shown.
+                if is_public_nkey(nkey) && nkeys[nkey] > 1 {
+                    let theirs = former.users.get(nkey).is_some_and(|it| it.is_of(record));
+                    let effect = if theirs { Effect::Kept } else { Effect::LeftOut };
+                    finding("nkey", nkey, Problem::NkeyTwice, effect);
+                    if !theirs {
+                        return false;
+                    }
+                }
+                if policy.reserved.contains(nkey) {
+                    finding("nkey", nkey, Problem::NameReserved, Effect::LeftOut);
+                    return false;
+                }
+                true
+            });
+            judged.extend(fit);
+        }
+    }
+    judged
 }
 
 /// A record by its name, those that differ only in case side by side.

@@ -117,9 +117,7 @@ impl Http {
             return Ok(None);
         }
         let (users, length) = self.carried;
-        let token = self.token.borrow().clone();
-        let request = self.records(view, &[("perPage", "1")]);
-        let answer = self.api.ask_for(length, request, token.as_ref()).await?;
+        let answer = self.ask_for(length, self.records(view, &[("perPage", "1")])).await?;
         if answer.status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
@@ -185,15 +183,16 @@ impl Http {
             let now = Snapshot { users, roles };
             // One page is read as of one moment. With the same roles before and after it, that
             // moment is the snapshot's; several pages have to be the same twice.
+            let printed = Some(print.hash_one(&now));
             let whole = match pages {
                 0 | 1 => self.roles().await? == now.roles,
-                _ => before == Some(print.hash_one(&now)),
+                _ => before == printed,
             };
             if whole {
                 self.look_closer(&now).await?;
                 return Ok(now);
             }
-            before = Some(print.hash_one(&now));
+            before = printed;
         }
         Err(SourceError::Torn { readings: READINGS })
     }
@@ -305,8 +304,16 @@ impl Http {
     }
 
     pub(super) async fn ask(&self, request: RequestBuilder) -> Result<Answer, SourceError> {
+        self.ask_for(0, request).await
+    }
+
+    async fn ask_for(
+        &self,
+        expected: usize,
+        request: RequestBuilder,
+    ) -> Result<Answer, SourceError> {
         let token = self.token.borrow().clone();
-        self.api.ask(request, token.as_ref()).await
+        self.api.ask_for(expected, request, token.as_ref()).await
     }
 
     /// Makes sure that there is a token, the newest that we can know of.

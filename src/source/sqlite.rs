@@ -195,10 +195,10 @@ impl Database {
                 if table.of_users {
                     return self.users(table, names, &mut print, &mut records);
                 }
-                let places = table.places(&Names::of_role());
+                let columns = table.columns(&Names::of_role());
                 self.each(table, |values| {
                     add(&mut print, values);
-                    records.role(|at| table.raw(values, places[at]))
+                    records.role(|at| raw_at(columns[at], values))
                 })
             })?;
             Ok((records.made(), print.finish()))
@@ -247,15 +247,14 @@ impl Database {
         print: &mut (impl Hasher + Send),
         records: &mut Records<'_>,
     ) -> Result<(), SourceError> {
-        let (columns, places, stored) =
-            (table.fields.len(), table.places(&names.of_user()), table.stored());
+        let (width, columns) = (table.fields.len(), table.columns(&names.of_user()));
         let (full, filled) = mpsc::sync_channel::<Rows>(2);
         let (empty, emptied) = mpsc::channel::<Rows>();
         let take = move || {
             for mut rows in filled {
-                rows.each(columns, |values| {
+                rows.each(width, |values| {
                     add(print, values);
-                    records.user(|at| places[at].map(|place| raw(values[place], stored[place])))
+                    records.user(|at| raw_at(columns[at], values))
                 })?;
                 rows.clear();
                 // Nobody may need it any more.
@@ -345,6 +344,9 @@ impl Database {
     }
 }
 
+/// The place of a field in a row, and how it is stored.
+type Column = (usize, Stored);
+
 /// A collection in the database, and what is read of it.
 struct Table<'a> {
     connection: &'a Connection,
@@ -359,18 +361,13 @@ impl Table<'_> {
         format!("SELECT {} FROM {}", columns.join(", "), quoted(&self.schema.name))
     }
 
-    /// The columns of the fields that are `wanted`.
-    fn places(&self, wanted: &[&str]) -> Vec<Option<usize>> {
-        let place = |name: &&str| self.fields.iter().position(|it| it.name == *name);
-        wanted.iter().map(place).collect()
-    }
-
-    fn stored(&self) -> Vec<Stored> {
-        self.fields.iter().map(|it| it.stored()).collect()
-    }
-
-    fn raw<'v>(&self, values: &[ValueRef<'v>], place: Option<usize>) -> Option<Raw<'v>> {
-        place.map(|place| raw(values[place], self.fields[place].stored()))
+    /// Where the fields that are `wanted` are, and how they are stored.
+    fn columns(&self, wanted: &[&str]) -> Vec<Option<Column>> {
+        let column = |name: &&str| {
+            let place = self.fields.iter().position(|it| it.name == *name)?;
+            Some((place, self.fields[place].stored()))
+        };
+        wanted.iter().map(column).collect()
     }
 
     /// What its rows are goes into a print before them.
@@ -439,7 +436,7 @@ impl Rows {
     /// Calls `each` with the values of one row after the other.
     fn each<E>(
         &self,
-        columns: usize,
+        width: usize,
         mut each: impl FnMut(&[ValueRef<'_>]) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut text = &*self.text;
@@ -448,7 +445,7 @@ impl Rows {
             text = rest;
             it
         };
-        for row in self.values.chunks_exact(columns) {
+        for row in self.values.chunks_exact(width) {
             let mut values = [ValueRef::Null; MOST_FIELDS];
             for (value, held) in values.iter_mut().zip(row) {
                 *value = match *held {
@@ -459,7 +456,7 @@ impl Rows {
                     Held::Blob(length) => ValueRef::Blob(next(length)),
                 };
             }
-            each(&values[..columns])?;
+            each(&values[..width])?;
         }
         Ok(())
     }
@@ -472,6 +469,11 @@ impl Rows {
 
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// What a row has in a column.
+fn raw_at<'v>(column: Option<Column>, values: &[ValueRef<'v>]) -> Option<Raw<'v>> {
+    column.map(|(place, stored)| raw(values[place], stored))
 }
 
 /// The value of a column, as the API would show it.

@@ -129,11 +129,10 @@ impl<'a> Carrier<'a> {
         let list = |fields: &[&Field], value: fn(&Field) -> String| {
             fields.iter().map(|it| value(it)).collect::<Vec<_>>().join(", ")
         };
-        let column = |it: &Field| format!("t.\"{}\"", it.name);
         // JSON that says nothing is `NULL` already.
         let something = |it: &Field| match it.kind.as_str() {
-            "json" => format!("t.\"{}\"", it.name),
-            _ => format!("nullif(t.\"{}\", '')", it.name),
+            "json" => column(it),
+            _ => format!("nullif({}, '')", column(it)),
         };
         let (common, rare) = self.fields.split_at(self.common);
         let mut values = list(common, column);
@@ -150,6 +149,11 @@ impl<'a> Carrier<'a> {
             self.collection
         )
     }
+}
+
+/// A field of the table `t` in the query.
+fn column(field: &Field) -> String {
+    format!("t.\"{}\"", field.name)
 }
 
 /// The export view's row, as the API gives it.
