@@ -363,8 +363,14 @@ impl Carried {
                     json => serde_json::from_str(json).map_err(unknown)?,
                 };
                 row.truncate(common);
-                row.extend(rare.unwrap_or_default());
-                row.resize(self.fields.len().max(row.len()), RawValue::NULL);
+                match rare {
+                    Some(rare) => row.extend(rare),
+                    None => row.resize(self.fields.len(), RawValue::NULL),
+                }
+            }
+            // What it lacks would be nothing, denials included.
+            if row.len() != self.fields.len() {
+                return Err(unknown(de::Error::custom("not as many as there are fields")));
             }
             make(&mut |at| {
                 let (place, stored) = places[at]?;
@@ -528,6 +534,11 @@ mod tests {
             let wrong = export(6000, quoted, &json!(["last", "zoe", "hash", "r", "yes", null]));
             let error = read_export(&wrong, &options).unwrap_err();
             assert!(matches!(&error, SourceError::WrongType { record, .. } if record == "last"));
+            for short in
+                [json!(["last", "zoe", "", "r", 1]), json!(["last", "zoe", "", "r", 1, []])]
+            {
+                assert!(read_export(&export(2, quoted, &short), &options).is_err(), "{short}");
+            }
             let whole = export(6000, quoted, &last);
             for torn in [whole.replace("zoe", "\"zoe"), whole.replace("\"last", "[\"last")] {
                 assert!(read_export(&torn, &options).is_err());
