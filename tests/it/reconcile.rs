@@ -104,6 +104,47 @@ fn a_change_in_the_database_file_is_noticed_too() {
 }
 
 /// The file being right is not the goal; the server running it is.
+/// What comes behind the damage would be fewer than the guard holds back.
+#[test]
+fn a_database_that_is_damaged_in_the_middle_removes_nobody() {
+    let (mut pb, nats, mut pb_nats, clerk) = town();
+    let hash = |n: usize| format!("$2a$04$N9qo8uLOickgx2ZMRZoMyeIjZAgcfl7p92ldGxad6{n:012}");
+    pb.stop();
+    let mut database = rusqlite::Connection::open(pb.data_dir().join("data.db")).unwrap();
+    let all = database.transaction().unwrap();
+    for n in 0..2000 {
+        let role = json!([clerk.role]).to_string();
+        all.execute(
+            "INSERT INTO nats_users (id, username, password, role_id, active) VALUES (?1, ?2, ?3, ?4, 1)",
+            (format!("seeded{n:09}"), format!("user-{n}"), hash(n), role),
+        )
+        .unwrap();
+    }
+    all.commit().unwrap();
+    database.close().unwrap();
+    pb.resume();
+    pb.user("zoe", PASSWORD, "");
+    pb.stop();
+    pb_nats.unset("pocketbase.url");
+    pb_nats.unset("pocketbase.token_file");
+    pb_nats.set("pocketbase.data_dir", pb.data_dir().display().to_string());
+    pb_nats.once().success();
+    assert!(nats.accepts("ann", PASSWORD) && nats.accepts("zoe", PASSWORD));
+    let written = fs::read(nats.auth_file()).unwrap();
+
+    let file = pb.data_dir().join("data.db");
+    let mut bytes = fs::read(&file).unwrap();
+    let wanted = hash(1500);
+    let at = bytes.windows(wanted.len()).position(|it| it == wanted.as_bytes()).unwrap();
+    let page = at / 4096 * 4096;
+    bytes[page..page + 4096].fill(0xff);
+    write(&file, bytes);
+    let failed = pb_nats.once().exits(1);
+    assert!(failed.stderr.contains("malformed"), "{failed:?}");
+    assert_eq!(fs::read(nats.auth_file()).unwrap(), written);
+    assert!(nats.accepts("ann", PASSWORD) && nats.accepts("zoe", PASSWORD));
+}
+
 #[test]
 fn a_failed_reload_is_retried_until_it_holds() {
     let (_pb, nats, pb_nats, _) = town();
