@@ -91,7 +91,8 @@ pub(crate) struct Fared {
     pub(crate) nothing: Vec<Duration>,
     /// The CPU time of such a pass.
     pub(crate) nothing_cpu: Duration,
-    /// The most memory it ever had, and what it has at rest, in KiB.
+    /// The most memory it ever had, also after a start with users changed meanwhile, and what it has
+    /// at rest, in KiB.
     pub(crate) peak: u64,
     pub(crate) rest: u64,
     /// The part of a core that it takes while nothing happens.
@@ -339,19 +340,25 @@ fn fare(rig: &mut Rig, way: Way, changes: usize, rest: Duration) -> Result<Fared
     fared.idle = part(cpu(&running)?.saturating_sub(before), rest);
 
     ensure!(running.terminate().success(), "pb-nats ended badly");
+
+    // It takes the most when it has the file to read, and another one to write.
+    rig.pb.update("nats_users", &rig.probe, &json!({ "publish_permissions": ["meanwhile"] }));
+    rig.pb_nats.unset("sync.debounce");
+    let running = rig.run();
+    let log = Log { running: &running };
+    log.wait(Timestamp::MIN, "in force")?;
+    rig.pb_nats.set("sync.debounce", format!("{}ms", DEBOUNCE.as_millis()));
     if way != Way::Listing {
-        fared.foreign = foreign(rig, rest)?;
+        fared.foreign = foreign(rig, &running, rest)?;
     }
+    fared.peak = fared.peak.max(memory(&running, "VmHWM")?);
+    ensure!(running.terminate().success(), "pb-nats ended badly");
     Ok(fared)
 }
 
 /// Writes to another collection all the time. Pb-nats waits as it does by default.
-fn foreign(rig: &mut Rig, during: Duration) -> Result<(usize, f64)> {
-    rig.pb_nats.unset("sync.debounce");
-    let running = rig.run();
-    let log = Log { running: &running };
-    log.wait(Timestamp::MIN, "decided")?;
-    rig.pb_nats.set("sync.debounce", format!("{}ms", DEBOUNCE.as_millis()));
+fn foreign(rig: &Rig, running: &Running, during: Duration) -> Result<(usize, f64)> {
+    let log = Log { running };
     // The first hint is that there is a connection, and of the first write nobody knows what it is for.
     // With many users what comes of that takes seconds.
     rig.pb.create("other", &json!({ "name": "x" }));
@@ -363,15 +370,12 @@ fn foreign(rig: &mut Rig, during: Duration) -> Result<(usize, f64)> {
             break;
         }
     }
-    let (begun, start, before) = (Timestamp::now(), Instant::now(), cpu(&running)?);
+    let (begun, start, before) = (Timestamp::now(), Instant::now(), cpu(running)?);
     while start.elapsed() < during {
         rig.pb.create("other", &json!({ "name": "x" }));
     }
-    let used = cpu(&running)?.saturating_sub(before);
-    let passes = log.count(begun, "read");
-    let share = part(used, start.elapsed());
-    ensure!(running.terminate().success(), "pb-nats ended badly");
-    Ok((passes, share))
+    let used = cpu(running)?.saturating_sub(before);
+    Ok((log.count(begun, "read"), part(used, start.elapsed())))
 }
 
 /// Has nats-server load the file with and without a grant in turn, while pb-nats does not run.

@@ -449,8 +449,10 @@ impl AuthFile {
         let with = judge.as_ref().zip(main).map(|(judge, main)| (main, judge.version.clone()));
         if with != self.checked_with || with.is_none() {
             // Not seen together before, so nothing is renamed before nats-server has seen it.
-            let formers: Vec<_> = iter::once(former.text()).chain(self.good_text()).collect();
-            self.check(judge.as_ref(), &text, &formers).await?;
+            // Of many users each is large, and hardly ever needed.
+            let good = iter::once_with(|| self.good_text()).flatten();
+            let formers = iter::once_with(|| former.text()).chain(good);
+            self.check(judge.as_ref(), &text, formers).await?;
             self.checked_with = with;
         }
         debug!(took = ?begun.elapsed(), "checked");
@@ -497,12 +499,11 @@ impl AuthFile {
     async fn refused_itself(&self, new: &Applied, former: &Current) -> Result<(), ApplyError> {
         let text = self.text()?;
         let formers = iter::once(former).filter(|it| it.hash != hash(&text)).map(Current::text);
-        let formers = formers.chain(self.good_text().filter(|it| *it != text));
-        let formers: Vec<_> = formers.collect();
-        if formers.is_empty() {
+        let mut formers = formers.chain(self.good_text().filter(|it| *it != text)).peekable();
+        if formers.peek().is_none() {
             return Ok(());
         }
-        self.check(new.judge.as_ref(), &text, &formers).await
+        self.check(new.judge.as_ref(), &text, formers).await
     }
 
     /// Makes the file hold `former`, or else the last good file, if nats-server takes it; less what
@@ -526,7 +527,7 @@ impl AuthFile {
             let reduced = Arc::new(desired.reduced_by(refused));
             let same = reduced == *desired;
             let (text, stamp) = ready(&reduced, former.stamp.is_some());
-            if self.check(judge.as_ref(), &text, &[String::new()]).await.is_err() {
+            if self.check(judge.as_ref(), &text, iter::once(String::new())).await.is_err() {
                 continue;
             }
             // Servers that run the very same already are not to reload.
@@ -550,7 +551,7 @@ impl AuthFile {
         &self,
         judge: Option<&Judge>,
         text: &str,
-        formers: &[String],
+        formers: impl Iterator<Item = String>,
     ) -> Result<(), ApplyError> {
         let Some(judge) = judge else { return Ok(()) };
         let scratch = TempDir::new().map_err(|err| self.io("checked", err))?;
@@ -577,8 +578,8 @@ impl AuthFile {
             return Err(ApplyError::Rejected(reasons(&said, scratch.path())));
         }
         if let Some(Err(said)) = asked {
-            for (n, former) in formers.iter().enumerate() {
-                if matches!(in_place(former, &format!("former-{n}")).await?, Some(Ok(_))) {
+            for (n, former) in formers.enumerate() {
+                if matches!(in_place(&former, &format!("former-{n}")).await?, Some(Ok(_))) {
                     return Err(ApplyError::Rejected(said));
                 }
             }
@@ -670,13 +671,15 @@ impl AuthFile {
         }
         let path = self.beside("good");
         let keep = || {
-            let text = fs::read_to_string(&self.path)?;
-            // Somebody may have edited it since.
-            if hash(&text) != applied.hash || fs::read(&path).is_ok_and(|it| it == text.as_bytes())
-            {
+            if hash_of(&path).is_ok_and(|it| it == applied.hash) {
                 return Ok(());
             }
-            let staged = stage(folder(&path), &text)?;
+            let mut staged = stage(folder(&path), "")?;
+            let copied = read_through(&self.path, |piece| staged.write_all(piece))?;
+            // Somebody may have edited it since.
+            if copied != applied.hash {
+                return Ok(());
+            }
             self.keep_mode_and_owner(&self.path, &staged)?;
             staged.as_file().sync_all()?;
             staged.persist(&path).map(drop).map_err(|it| it.error)
@@ -1005,16 +1008,24 @@ fn hash(text: &str) -> String {
     hex(&digest::digest(&digest::SHA256, text.as_bytes()))
 }
 
-/// The hash of a file's text, which need not be there as a whole for it.
+/// The hash of a file's text.
 fn hash_of(path: &Path) -> io::Result<String> {
+    read_through(path, |_| Ok(()))
+}
+
+/// Calls `each` for one piece of a file after the other, as the whole may be large. Returns the hash of
+/// its text.
+fn read_through(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<String> {
     let mut file = fs::File::open(path)?;
     let mut context = digest::Context::new(&digest::SHA256);
     let mut piece = vec![0; 1 << 16];
     loop {
-        match file.read(&mut piece)? {
-            0 => return Ok(hex(&context.finish())),
-            length => context.update(&piece[..length]),
+        let length = file.read(&mut piece)?;
+        if length == 0 {
+            return Ok(hex(&context.finish()));
         }
+        context.update(&piece[..length]);
+        each(&piece[..length])?;
     }
 }
 

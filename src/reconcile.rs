@@ -5,7 +5,6 @@ use std::{
     future, mem,
     pin::pin,
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -372,16 +371,15 @@ impl<S: Source> Reconciler<S> {
         }
         let holds =
             if wanted { &plan.desired } else { current.desired.as_ref().expect("it is whole") };
+        // Of many users it is large, and only the filter has use for it from here on.
+        let seen = self.filter.is_some().then_some(snapshot);
         let applied = self.apply(holds, &current, wanted, main_config.as_ref()).await?;
         if wanted {
             self.servers.cut_off(&plan.changes.users_losing);
             self.board.changed(&plan.changes);
         }
-        if self.filter.is_none() {
-            // Of many users it is large, and servers are not to wait until it is given back.
-            let _ = thread::Builder::new().spawn(|| drop(snapshot));
-        } else if wanted || !plan.write {
-            self.seen = Some(snapshot);
+        if wanted || !plan.write {
+            self.seen = seen;
         }
         let removed = if wanted { plan.changes.users_removed.len() } else { 0 };
         let spare = extent.spare(removed);

@@ -41,6 +41,8 @@ impl Report {
              ## One edit, from the request to PocketBase until it is in force\n\n\
              ![Time until in force, by users](benchmarks-latency.svg)\n\n{}\n\
              ## Memory, rest and first start\n\n\
+             The peak is that of all this, and of another start with the file there and a user \
+             changed meanwhile.\n\n\
              ![Memory, by users](benchmarks-memory.svg)\n\n{}\n\
              ## A deactivated user's connection\n\n\
              So many clients of other users are connected; pb-nats has the system account.\n\n{}\n\

@@ -1,4 +1,5 @@
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt, io,
     path::{Component, Path, PathBuf},
@@ -272,9 +273,9 @@ impl MainConfig {
     /// The same config with another auth file: names and texts, to be written into one folder.
     ///
     /// `None` if an include is written in a way that we cannot replace.
-    pub(super) fn with_auth_file(&self, text: &str) -> Option<Vec<(String, String)>> {
+    pub(super) fn with_auth_file<'a>(&self, text: &'a str) -> Option<Vec<(String, Cow<'a, str>)>> {
         const AUTH: &str = "auth.conf";
-        let mut files = vec![(AUTH.to_owned(), text.to_owned())];
+        let mut files = vec![(AUTH.to_owned(), Cow::Borrowed(text))];
         for (n, file) in self.files.iter().enumerate() {
             let mut lines: Vec<String> = file.text.split('\n').map(str::to_owned).collect();
             for (line, value, target) in &file.includes {
@@ -286,7 +287,7 @@ impl MainConfig {
                 };
                 line.replace_range(at..at + value.len(), &name);
             }
-            files.push((format!("{n}.conf"), lines.join("\n")));
+            files.push((format!("{n}.conf"), lines.join("\n").into()));
         }
         self.entries.is_ok().then_some(files)
     }

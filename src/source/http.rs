@@ -20,7 +20,7 @@ use super::{
     Kind, Link, Source, SourceError,
     api::{Answer, Api, header},
     realtime::Live,
-    record::{Names, Raw, Records, Schema, is_of_auth_collection},
+    record::{Before, Names, Raw, Records, Schema, is_of_auth_collection},
     view::{Export, Row},
 };
 use crate::{
@@ -33,6 +33,9 @@ const PAGE: usize = 1000;
 
 /// A listing is believed when two readings in a row are equal; so many are tried.
 const READINGS: usize = 6;
+
+/// Room for the first answer. As long as it is not filled, it takes addresses and no memory.
+const ROOM: usize = 1 << 24;
 
 /// A token that was got by password is exchanged for a new one when it is this old. By default
 /// tokens live for a day.
@@ -51,8 +54,9 @@ pub struct Http {
     resync: Duration,
     /// When the view was last compared with the collections.
     compared: Option<Instant>,
-    /// How many users it had, and room for an answer like that.
-    carried: (usize, usize),
+    /// Room for an answer like the last.
+    room: usize,
+    before: Before,
     live: Option<Live>,
     link: watch::Sender<Link>,
 }
@@ -84,7 +88,8 @@ impl Http {
             renewed: Instant::now(),
             resync: options.resync_interval,
             compared: None,
-            carried: (0, 0),
+            room: ROOM,
+            before: Before::default(),
             live: None,
             link: watch::Sender::new(link),
         })
@@ -93,7 +98,10 @@ impl Http {
     async fn read(&mut self) -> Result<Snapshot, SourceError> {
         let result = match self.view().await {
             // A guest would not have seen the row.
-            Ok(Some(snapshot)) => return Ok(snapshot),
+            Ok(Some(snapshot)) => {
+                self.before.were(&snapshot.users);
+                return Ok(snapshot);
+            }
             Ok(None) => self.listing().await,
             Err(error) => Err(error),
         };
@@ -101,6 +109,9 @@ impl Http {
             return result;
         }
         self.confirm().await?;
+        if let Ok(snapshot) = &result {
+            self.before.were(&snapshot.users);
+        }
         result
     }
 
@@ -116,8 +127,7 @@ impl Http {
         if view.is_empty() {
             return Ok(None);
         }
-        let (users, length) = self.carried;
-        let answer = self.ask_for(length, self.records(view, &[("perPage", "1")])).await?;
+        let answer = self.ask_for(self.room, self.records(view, &[("perPage", "1")])).await?;
         if answer.status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
@@ -143,11 +153,9 @@ impl Http {
         }
         let export = Export::new(row, answer.body());
         let answer = answer.into_body();
-        let length = answer.len();
-        let snapshot = export.snapshot(view, &self.names, answer, users)?;
         // A few more may come.
-        self.carried = (snapshot.users.len(), length + length / 64);
-        Ok(Some(snapshot))
+        self.room = answer.len() + answer.len() / 64;
+        export.snapshot(view, &self.names, answer, &self.before).map(Some)
     }
 
     /// What this account may know about a collection's fields.
@@ -200,7 +208,7 @@ impl Http {
     /// The users, and how many pages they were on.
     async fn users(&self) -> Result<(Vec<UserRecord>, usize), SourceError> {
         let names = &self.names;
-        let mut records = Records::new(names, 0);
+        let mut records = Records::new(names, &self.before);
         let fields = names.of_user();
         let pages = self.list(&names.users, |mut record| {
             if !is_of_auth_collection(&record) {
@@ -217,7 +225,8 @@ impl Http {
     }
 
     async fn roles(&self) -> Result<Vec<RoleRecord>, SourceError> {
-        let mut records = Records::new(&self.names, 0);
+        let none = Before::default();
+        let mut records = Records::new(&self.names, &none);
         let fields = Names::of_role();
         let pages = self.list(&self.names.roles, |mut record| {
             records.role(|at| record.remove(fields[at]).map(Raw::Value))

@@ -256,9 +256,24 @@ impl<'a> Raw<'a> {
     }
 }
 
+/// The names and hashes of the reading before, in its order. Most are the same again, and of many
+/// users they are half of what a snapshot takes.
+#[derive(Debug, Default)]
+pub(super) struct Before(Vec<(Arc<str>, PasswordHash)>);
+
+impl Before {
+    /// These users were read, and are the ones before the next time.
+    pub(super) fn were(&mut self, users: &[UserRecord]) {
+        self.0.clear();
+        self.0.extend(users.iter().map(|it| (Arc::clone(&it.username), it.password.clone())));
+    }
+}
+
 /// A snapshot in the making. What many records have alike is held once.
 pub(super) struct Records<'a> {
     names: &'a Names,
+    /// Those of the reading before that may still come.
+    before: &'a [(Arc<str>, PasswordHash)],
     no_permissions: Arc<Permissions>,
     no_types: Arc<Value>,
     /// What fields refer to, by what they hold.
@@ -267,14 +282,15 @@ pub(super) struct Records<'a> {
 }
 
 impl<'a> Records<'a> {
-    /// None yet, but so many users are expected.
-    pub(super) fn new(names: &'a Names, expected: usize) -> Records<'a> {
+    /// None yet; about as many users are expected as there were before.
+    pub(super) fn new(names: &'a Names, Before(before): &'a Before) -> Records<'a> {
         Records {
             names,
+            before,
             no_permissions: Arc::default(),
             no_types: Arc::default(),
             references: HashMap::new(),
-            made: Snapshot { users: Vec::with_capacity(expected), roles: Vec::new() },
+            made: Snapshot { users: Vec::with_capacity(before.len()), roles: Vec::new() },
         }
     }
 
@@ -299,8 +315,8 @@ impl<'a> Records<'a> {
         let id = next().ok_or_else(|| missing("id"))?.text().into_owned();
         let (username, email) = (next(), next());
         let username = username.or(email).ok_or_else(|| missing(&names.username))?;
-        let username = shared(&username.text());
-        let password = hash(next().ok_or_else(|| missing(&names.password))?);
+        let password = next().ok_or_else(|| missing(&names.password))?;
+        let (username, password) = self.login(&username.text(), &password.text());
         let generated_hash = next().map(hash).unwrap_or_default();
         let nkey = next().map(|it| shared(&it.text())).unwrap_or_default();
         let roles = self.references(next().ok_or_else(|| missing(&names.role))?);
@@ -364,6 +380,20 @@ impl<'a> Records<'a> {
             allow_response_ttl: value(ttl),
         });
         Ok(())
+    }
+
+    /// A name and a hash. If the same were read before, about here, they are those.
+    fn login(&mut self, name: &str, hash: &str) -> (Arc<str>, PasswordHash) {
+        /// So many records may be gone between two that are still there.
+        const NEAR: usize = 8;
+        let new = || PasswordHash(shared(hash));
+        // The first may be anywhere, as several may read a part each.
+        let near = if self.made.users.is_empty() { usize::MAX } else { NEAR };
+        let found = self.before.iter().take(near).position(|(it, _)| **it == *name);
+        let Some(at) = found else { return (shared(name), new()) };
+        let (name, before) = &self.before[at];
+        self.before = &self.before[at + 1..];
+        (Arc::clone(name), if *before.0 == *hash { before.clone() } else { new() })
     }
 
     /// The ids that a field refers to.
@@ -441,13 +471,55 @@ mod tests {
     }
 
     #[test]
+    fn what_has_not_changed_is_not_held_twice() {
+        let names = Names::new(&PocketBaseOptions::default());
+        let read = |before: &Before, users: &[(&str, &str)]| {
+            let mut records = Records::new(&names, before);
+            for (name, password) in users {
+                let mut record = json!({
+                    "id": "u1", "username": name, "password": password, "role_id": "", "active": true,
+                });
+                let fields = names.of_user();
+                let field = |at: usize| record.as_object_mut()?.remove(fields[at]).map(Raw::Value);
+                records.user(field).unwrap();
+            }
+            records.made().users
+        };
+        let first = [("ann", "1"), ("ben", "2"), ("cat", "3"), ("dan", "4"), ("eve", "5")];
+        let mut before = Before::default();
+        before.were(&read(&before, &first));
+        for (now, shared) in [
+            (&first[..], 10),
+            // The second half, as a second thread reads it.
+            (&first[3..], 4),
+            (&[("ann", "1"), ("new", "9"), ("ben", "2"), ("dan", "4")], 6),
+            (&[("ann", "1"), ("ben", "other"), ("cat", "3")], 5),
+            (&[("eve", "5"), ("dan", "4"), ("", "")], 2),
+            (&[], 0),
+        ] {
+            let users = read(&before, now);
+            let read: Vec<_> = users.iter().map(|it| (&*it.username, &*it.password.0)).collect();
+            assert_eq!(read, now);
+            let known = |it: &Arc<str>| {
+                before
+                    .0
+                    .iter()
+                    .any(|(name, hash)| Arc::ptr_eq(name, it) || Arc::ptr_eq(&hash.0, it))
+            };
+            let texts = users.iter().flat_map(|it| [&it.username, &it.password.0]);
+            assert_eq!(texts.filter(|it| known(it)).count(), shared, "{now:?}");
+        }
+    }
+
+    #[test]
     fn active_is_a_bool_or_its_number_and_nothing_else() {
         let names = Names::new(&PocketBaseOptions::default());
         let active = |value: Value| {
             let mut record = json!({
                 "id": "u1", "username": "ann", "password": "", "role_id": "", "active": value,
             });
-            let mut records = Records::new(&names, 1);
+            let none = Before::default();
+            let mut records = Records::new(&names, &none);
             let fields = names.of_user();
             let field = |at: usize| record.as_object_mut()?.remove(fields[at]).map(Raw::Value);
             records.user(field).is_ok().then(|| records.made().users[0].active)

@@ -29,7 +29,7 @@ use tokio::{
 
 use super::{
     Collection, Kind, Link, Source, SourceError,
-    record::{Field, MOST_FIELDS, Names, Raw, Records, Schema, Stored},
+    record::{Before, Field, MOST_FIELDS, Names, Raw, Records, Schema, Stored},
 };
 use crate::{auth::Snapshot, options::PocketBaseOptions};
 
@@ -86,7 +86,7 @@ struct Last {
 #[derive(Debug, Default)]
 struct Read {
     print: Option<u64>,
-    users: usize,
+    before: Before,
     /// Whether there was a hint since.
     hinted: bool,
     /// Whether the hint before was for nothing.
@@ -95,10 +95,15 @@ struct Read {
 
 impl Last {
     fn snapshot(&self, database: &Database, names: &Names) -> Result<Snapshot, SourceError> {
-        let expected = self.read().users;
-        let (snapshot, print) = database.snapshot(names, &self.print, expected)?;
+        // It takes a while, and somebody else may want to know of the rest.
+        let mut before = mem::take(&mut self.read().before);
+        let found = database.snapshot(names, &self.print, &before);
+        if let Ok((snapshot, _)) = &found {
+            before.were(&snapshot.users);
+        }
         let mut read = self.read();
-        read.users = snapshot.users.len();
+        read.before = before;
+        let (snapshot, print) = found?;
         let same = read.print.replace(print) == Some(print);
         if mem::take(&mut read.hinted) {
             read.in_vain = same;
@@ -180,15 +185,15 @@ impl Database {
         Err(SourceError::Torn { readings: READINGS })
     }
 
-    /// The records, and their print. So many users are expected.
+    /// The records, and their print.
     fn snapshot(
         &self,
         names: &Names,
         print: &RandomState,
-        expected: usize,
+        before: &Before,
     ) -> Result<(Snapshot, u64), SourceError> {
         self.whole(|file| {
-            let mut records = Records::new(names, expected);
+            let mut records = Records::new(names, before);
             let mut print = print.build_hasher();
             self.read(file, names, |table| {
                 table.begin(&mut print);

@@ -41,7 +41,7 @@ use serde_json::value::RawValue;
 
 use super::{
     SourceError,
-    record::{Field, Names, Raw, Records, Schema, Stored},
+    record::{Before, Field, Names, Raw, Records, Schema, Stored},
 };
 use crate::{auth::Snapshot, options::PocketBaseOptions};
 
@@ -81,7 +81,7 @@ pub fn read_export(row: &str, options: &PocketBaseOptions) -> Result<Snapshot, S
     let unknown = |_| SourceError::ViewUnknown { view: view.clone() };
     let export = serde_json::from_str(row).map(|it| Export::new(it, row.as_bytes()));
     let export = export.map_err(unknown)?;
-    export.snapshot(view, &Names::new(options), row.as_bytes().to_vec(), 0)
+    export.snapshot(view, &Names::new(options), row.as_bytes().to_vec(), &Before::default())
 }
 
 /// One collection in the query.
@@ -224,13 +224,13 @@ impl Export {
     }
 
     /// Everything that the row of the view named `view` says. The answer is used up, as it may be
-    /// large. So many users are expected.
+    /// large. What was read before is shared.
     pub(super) fn snapshot(
         self,
         view: &str,
         names: &Names,
         mut answer: Vec<u8>,
-        expected: usize,
+        before: &Before,
     ) -> Result<Snapshot, SourceError> {
         let Export { carries, users, roles } = self;
         if carries.format != FORMAT {
@@ -246,13 +246,14 @@ impl Export {
             }
         }
         let unknown = || SourceError::ViewUnknown { view: view.into() };
-        let mut records = Records::new(names, 0);
+        let none = Before::default();
+        let mut records = Records::new(names, &none);
         let rows = Rows::within(&mut answer[roles]).and_then(Rows::text).ok_or_else(unknown)?;
         carries.roles.each(view, rows, &Names::of_role(), |row| records.role(row))?;
         let roles = records.made().roles;
 
-        let read = |rows: &str, expected| {
-            let mut records = Records::new(names, expected);
+        let read = |rows: &str| {
+            let mut records = Records::new(names, before);
             carries.users.each(view, rows, &names.of_user(), |row| records.user(row))?;
             Ok(records.made().users)
         };
@@ -260,20 +261,20 @@ impl Export {
         let (rows, other) = rows.halves();
         let Some(other) = other else {
             let rows = rows.text().ok_or_else(unknown)?;
-            return Ok(Snapshot { users: read(rows, expected)?, roles });
+            return Ok(Snapshot { users: read(rows)?, roles });
         };
         let other = Mutex::new(Some(other));
-        let other = || other.lock().ok()?.take()?.read(|it| read(it, expected / 2));
+        let other = || other.lock().ok()?.take()?.read(read);
         let (one, other) = thread::scope(|scope| {
             let there = thread::Builder::new().spawn_scoped(scope, other);
-            let one = rows.read(|it| read(it, expected));
+            let one = rows.read(read);
             // If there can be no thread, it is done in this one.
             (one, there.map_or_else(|_| other(), |it| it.join().expect("nothing in there panics")))
         });
         let ((one, first), (other, second)) = one.zip(other).ok_or_else(unknown)?;
         let (Ok(mut users), Ok(more)) = (first, second) else {
             // Together they may be whole rows; and if not, it shows what is wrong.
-            let users = read(&format!("{one},{other}"), expected)?;
+            let users = read(&format!("{one},{other}"))?;
             return Ok(Snapshot { users, roles });
         };
         drop(answer);
