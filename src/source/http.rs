@@ -31,6 +31,9 @@ use crate::{
 /// PocketBase gives no more records than this at once.
 const PAGE: usize = 1000;
 
+/// Room for a page of them.
+const PAGE_ROOM: usize = 1 << 19;
+
 /// A listing is believed when two readings in a row are equal; so many are tried.
 const READINGS: usize = 6;
 
@@ -98,10 +101,7 @@ impl Http {
     async fn read(&mut self) -> Result<Snapshot, SourceError> {
         let result = match self.view().await {
             // A guest would not have seen the row.
-            Ok(Some(snapshot)) => {
-                self.before.were(&snapshot.users);
-                return Ok(snapshot);
-            }
+            Ok(Some(snapshot)) => return Ok(snapshot),
             Ok(None) => self.listing().await,
             Err(error) => Err(error),
         };
@@ -109,9 +109,6 @@ impl Http {
             return result;
         }
         self.confirm().await?;
-        if let Ok(snapshot) = &result {
-            self.before.were(&snapshot.users);
-        }
         result
     }
 
@@ -155,7 +152,9 @@ impl Http {
         let answer = answer.into_body();
         // A few more may come.
         self.room = answer.len() + answer.len() / 64;
-        export.snapshot(view, &self.names, answer, &self.before).map(Some)
+        let snapshot = export.snapshot(view, &self.names, answer, &self.before)?;
+        self.before.keep(&snapshot.users);
+        Ok(Some(snapshot))
     }
 
     /// What this account may know about a collection's fields.
@@ -181,7 +180,7 @@ impl Http {
     }
 
     /// Lists both collections until nothing has changed in between.
-    async fn listing(&self) -> Result<Snapshot, SourceError> {
+    async fn listing(&mut self) -> Result<Snapshot, SourceError> {
         // Of many records it is large, so only its print is kept. Nobody else can make one like it.
         let print = RandomState::new();
         let mut before = None;
@@ -189,6 +188,7 @@ impl Http {
             let roles = self.roles().await?;
             let (users, pages) = self.users().await?;
             let now = Snapshot { users, roles };
+            self.before.keep(&now.users);
             // One page is read as of one moment. With the same roles before and after it, that
             // moment is the snapshot's; several pages have to be the same twice.
             let printed = Some(print.hash_one(&now));
@@ -289,7 +289,7 @@ impl Http {
             if !last.is_empty() {
                 query.push(("filter", &filter));
             }
-            let answer = self.ask(self.records(collection, &query)).await?;
+            let answer = self.ask_for(PAGE_ROOM, self.records(collection, &query)).await?;
             let answer = answer.of(collection)?;
             let page: Page = answer.json()?;
             let id = page.items.last().and_then(|it| it.get("id")?.as_str()).unwrap_or_default();

@@ -1,6 +1,11 @@
 //! What is read of a record, whichever way it came.
 
-use std::{array, borrow::Cow, collections::HashMap, sync::Arc};
+use std::{
+    array,
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -257,13 +262,13 @@ impl<'a> Raw<'a> {
 }
 
 /// The names and hashes of the reading before, in its order. Most are the same again, and of many
-/// users they are half of what a snapshot takes.
+/// users they are almost half of what a snapshot takes.
 #[derive(Debug, Default)]
 pub(super) struct Before(Vec<(Arc<str>, PasswordHash)>);
 
 impl Before {
-    /// These users were read, and are the ones before the next time.
-    pub(super) fn were(&mut self, users: &[UserRecord]) {
+    /// These users were read. The next reading may share what they have.
+    pub(super) fn keep(&mut self, users: &[UserRecord]) {
         self.0.clear();
         self.0.extend(users.iter().map(|it| (Arc::clone(&it.username), it.password.clone())));
     }
@@ -276,8 +281,9 @@ pub(super) struct Records<'a> {
     before: &'a [(Arc<str>, PasswordHash)],
     no_permissions: Arc<Permissions>,
     no_types: Arc<Value>,
-    /// What fields refer to, by what they hold.
-    references: HashMap<String, Arc<[String]>>,
+    /// What fields refer to, and the same by the text that they hold.
+    references: HashSet<Arc<[String]>>,
+    by_text: HashMap<String, Arc<[String]>>,
     made: Snapshot,
 }
 
@@ -289,7 +295,8 @@ impl<'a> Records<'a> {
             before,
             no_permissions: Arc::default(),
             no_types: Arc::default(),
-            references: HashMap::new(),
+            references: HashSet::new(),
+            by_text: HashMap::new(),
             made: Snapshot { users: Vec::with_capacity(before.len()), roles: Vec::new() },
         }
     }
@@ -398,15 +405,18 @@ impl<'a> Records<'a> {
 
     /// The ids that a field refers to.
     fn references(&mut self, field: Raw<'_>) -> Arc<[String]> {
-        let (Raw::Text(it) | Raw::Json(it) | Raw::JsonInJson(it)) = field else {
-            return references(field.value()).into();
+        let text = match field {
+            Raw::Text(it) | Raw::Json(it) | Raw::JsonInJson(it) => Some(it),
+            Raw::Value(_) => None,
         };
-        if let Some(known) = self.references.get(it) {
+        if let Some(known) = text.and_then(|it| self.by_text.get(it)) {
             return Arc::clone(known);
         }
-        let made: Arc<[String]> = references(field.value()).into();
-        self.references.insert(it.to_owned(), Arc::clone(&made));
-        made
+        let ids = references(field.value());
+        let known = self.references.get(&*ids).map_or_else(|| ids.into(), Arc::clone);
+        self.references.insert(Arc::clone(&known));
+        self.by_text.extend(text.map(|it| (it.to_owned(), Arc::clone(&known))));
+        known
     }
 }
 
@@ -487,7 +497,7 @@ mod tests {
         };
         let first = [("ann", "1"), ("ben", "2"), ("cat", "3"), ("dan", "4"), ("eve", "5")];
         let mut before = Before::default();
-        before.were(&read(&before, &first));
+        before.keep(&read(&before, &first));
         for (now, shared) in [
             (&first[..], 10),
             // The second half, as a second thread reads it.

@@ -99,7 +99,7 @@ impl Last {
         let mut before = mem::take(&mut self.read().before);
         let found = database.snapshot(names, &self.print, &before);
         if let Ok((snapshot, _)) = &found {
-            before.were(&snapshot.users);
+            before.keep(&snapshot.users);
         }
         let mut read = self.read();
         read.before = before;
