@@ -487,7 +487,7 @@ mod tests {
             let mut records = Records::new(&names, before);
             for (name, password) in users {
                 let mut record = json!({
-                    "id": "u1", "username": name, "password": password, "role_id": "", "active": true,
+                    "id": "u1", "username": name, "password": password, "role_id": ["r1"], "active": true,
                 });
                 let fields = names.of_user();
                 let field = |at: usize| record.as_object_mut()?.remove(fields[at]).map(Raw::Value);
@@ -518,6 +518,7 @@ mod tests {
             };
             let texts = users.iter().flat_map(|it| [&it.username, &it.password.0]);
             assert_eq!(texts.filter(|it| known(it)).count(), shared, "{now:?}");
+            assert!(users.windows(2).all(|it| Arc::ptr_eq(&it[0].roles, &it[1].roles)), "{now:?}");
         }
     }
 
