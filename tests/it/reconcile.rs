@@ -103,7 +103,6 @@ fn a_change_in_the_database_file_is_noticed_too() {
     eventually("ann is out", || (!nats.accepts("ann", PASSWORD)).then_some(()));
 }
 
-/// The file being right is not the goal; the server running it is.
 /// What comes behind the damage would be fewer than the guard holds back.
 #[test]
 fn a_database_that_is_damaged_in_the_middle_removes_nobody() {
@@ -145,6 +144,7 @@ fn a_database_that_is_damaged_in_the_middle_removes_nobody() {
     assert!(nats.accepts("ann", PASSWORD) && nats.accepts("zoe", PASSWORD));
 }
 
+/// The file being right is not the goal; the server running it is.
 #[test]
 fn a_failed_reload_is_retried_until_it_holds() {
     let (_pb, nats, pb_nats, _) = town();
