@@ -413,9 +413,14 @@ impl<'a> Records<'a> {
             return Arc::clone(known);
         }
         let ids = references(field.value());
-        let known = self.references.get(&*ids).map_or_else(|| ids.into(), Arc::clone);
-        self.references.insert(Arc::clone(&known));
-        self.by_text.extend(text.map(|it| (it.to_owned(), Arc::clone(&known))));
+        let known = self.references.get(&*ids).cloned().unwrap_or_else(|| {
+            let new: Arc<[String]> = ids.into();
+            self.references.insert(Arc::clone(&new));
+            new
+        });
+        if let Some(text) = text {
+            self.by_text.insert(text.to_owned(), Arc::clone(&known));
+        }
         known
     }
 }
