@@ -1,5 +1,8 @@
 //! The pass and the loop.
 
+mod agenda;
+mod backoff;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     future, mem,
@@ -9,8 +12,12 @@ use std::{
 };
 
 use tokio::{sync::watch, time};
-use tracing::{debug, error, field, info, warn};
+use tracing::{debug, field, info, warn};
 
+use self::{
+    agenda::{Agenda, Pace, REST, Scope},
+    backoff::Backoff,
+};
 use crate::{
     apply::{Adopt, Applied, ApplyError, AuthFile, Current, MainConfig, Placement},
     auth::{
@@ -20,7 +27,7 @@ use crate::{
     options::{EventFilter, Options},
     server::{self, Outcome, Receipt, ServerError, Servers, State},
     source::{Source, SourceError},
-    status::{Board, Failure, Step, Waiting, Watch, chain},
+    status::{Board, Failure, Step, Watch, chain},
 };
 
 /// Makes NATS match the source, again and again.
@@ -47,42 +54,16 @@ pub struct Reconciler<S> {
 /// What it is doing while it waits for the source.
 const READING: &str = "reading PocketBase";
 
-/// What a look is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Extent {
-    /// Whatever differs.
-    Once,
-    /// Whatever differs. If somebody is to have less before servers run it, and no more than so many
-    /// are to go, they are not waited for.
-    All { spare: usize },
-    /// The same; but what only gives somebody more is left until then, since a reload lets nobody in
-    /// for so long.
-    Sparing { spare: usize, until: time::Instant, freeze: Duration },
-    /// As `All`, but only if somebody is to have less than before, and no more than so many are to go.
-    Losses { spare: usize },
-}
-
 /// What came of a look.
 #[derive(Debug)]
 enum Looked {
-    /// It was for losses only, and there are none.
-    Left,
+    /// It was for revocations only, and there are none.
+    NothingUrgent,
     /// All is in force.
     Passed(Box<Converged>),
     /// So many users were removed from the file, and servers were told; but before they had loaded
     /// it somebody was to have less.
-    Overtaken { removed: usize },
-}
-
-/// When passes happen.
-#[derive(Clone, Copy, Debug)]
-struct Pace {
-    debounce: Duration,
-    max_wait: Duration,
-    resync: Duration,
-    initial: bool,
-    /// The most of the time in which reloads may let nobody in.
-    reload_share: f64,
+    Superseded { removed: usize },
 }
 
 /// What a pass may do only if it was told to. By default it was not.
@@ -135,7 +116,7 @@ pub struct Converged {
     /// How many users the file has.
     pub users: usize,
     /// Whether more is to be given to somebody, once servers have had time for log-ins.
-    pub spared: bool,
+    pub deferred: bool,
     /// What became of each server.
     pub servers: Vec<Outcome>,
     /// Which connections were closed, if any user has less than before and it could be done.
@@ -240,64 +221,52 @@ impl<S: Source> Reconciler<S> {
             }
         }
         let mut backoff = Backoff::default();
-        let mut agenda = Agenda::new();
+        let mut agenda = Agenda::new(self.pace, self.limits);
         loop {
-            let (at, extent) = agenda.next(self.limits);
+            let (at, scope) = agenda.next();
             self.board.waits(at.into_std());
             tokio::select! {
                 () = &mut shutdown => return Ok(()),
                 () = self.source.changed() => {
                     self.board.hinted();
-                    agenda.hinted(self.pace);
+                    agenda.hinted();
                     continue;
                 }
                 () = self.file.disturbed() => {
-                    agenda.pass = time::Instant::now();
+                    agenda.disturbed();
                     continue;
                 }
                 () = self.servers.drifted() => {
-                    agenda.pass = time::Instant::now();
+                    agenda.disturbed();
                     continue;
                 }
                 () = time::sleep_until(at) => (),
             }
             let before = self.findings.clone();
             let begun = time::Instant::now();
-            let passed = self.look(Consent::default(), extent).await;
+            let passed = self.look(Consent::default(), scope).await;
             tell_findings(&before, &self.findings);
             agenda.looked(begun);
             if let Some(took) = self.reloaded.take() {
                 let freeze = self.freeze(took).await;
-                agenda.reloaded(freeze, self.pace);
+                agenda.reloaded(freeze);
             }
             match passed {
-                Ok(Looked::Left) => (),
+                Ok(Looked::NothingUrgent) => (),
                 Ok(Looked::Passed(passed)) => {
                     backoff.recovered();
-                    let removed = passed.changes.map_or(0, |it| it.users_removed.len());
-                    match extent {
-                        Extent::Once | Extent::All { .. } | Extent::Sparing { .. } => {
-                            agenda.passed(self.pace.resync);
-                        }
-                        Extent::Losses { .. } => agenda.early += removed,
-                    }
-                    if passed.spared {
-                        agenda.spared();
+                    agenda.passed(scope, passed.changes.map_or(0, |it| it.users_removed.len()));
+                    if passed.deferred {
+                        agenda.deferred();
                     }
                 }
-                Ok(Looked::Overtaken { removed }) => agenda.overtaken(removed, self.pace),
+                Ok(Looked::Superseded { removed }) => agenda.superseded(removed),
                 Err(error) => {
-                    let wait = backoff.failed(&error, self.pace.resync);
-                    match extent {
-                        Extent::Once | Extent::All { .. } | Extent::Sparing { .. } => {
-                            agenda.passed(wait);
-                        }
-                        Extent::Losses { .. } => agenda.failed_early(wait, self.limits),
-                    }
+                    agenda.failed(scope, backoff.failed(&error, self.pace.resync));
                 }
             }
             if mem::take(&mut self.hinted) {
-                agenda.hinted(self.pace);
+                agenda.hinted();
             }
         }
     }
@@ -306,29 +275,27 @@ impl<S: Source> Reconciler<S> {
     ///
     /// Safe to call at any time and any number of times. When nothing differs, nothing is touched.
     pub async fn pass(&mut self, consent: Consent) -> Result<Converged, ReconcileError> {
-        match self.look(consent, Extent::Once).await? {
+        match self.look(consent, Scope::Everything { removal_budget: None }).await? {
             Looked::Passed(passed) => Ok(*passed),
-            Looked::Left | Looked::Overtaken { .. } => unreachable!("it is of all, and waits"),
+            Looked::NothingUrgent | Looked::Superseded { .. } => {
+                unreachable!("it is of everything, and waits")
+            }
         }
     }
 
     /// Makes a pass, if there is anything to do that it is for.
-    async fn look(&mut self, consent: Consent, extent: Extent) -> Result<Looked, ReconcileError> {
+    async fn look(&mut self, consent: Consent, scope: Scope) -> Result<Looked, ReconcileError> {
         self.board.begins();
-        let looked = Box::pin(self.attempt(consent, extent)).await;
+        let looked = Box::pin(self.attempt(consent, scope)).await;
         match &looked {
-            Ok(Looked::Left | Looked::Overtaken { .. }) => self.board.leaves_it(),
+            Ok(Looked::NothingUrgent | Looked::Superseded { .. }) => self.board.leaves_it(),
             Ok(Looked::Passed(passed)) => self.board.ends(None, passed.cut_off.as_ref()),
             Err(error) => self.board.ends(Some(error.failure()), self.servers.receipt().as_ref()),
         }
         looked
     }
 
-    async fn attempt(
-        &mut self,
-        consent: Consent,
-        extent: Extent,
-    ) -> Result<Looked, ReconcileError> {
+    async fn attempt(&mut self, consent: Consent, scope: Scope) -> Result<Looked, ReconcileError> {
         let begun = Instant::now();
         // First: else another pass could write what is newer than this look.
         let _lock = self.file.lock_for_a_pass().await?;
@@ -341,7 +308,9 @@ impl<S: Source> Reconciler<S> {
         let main_config = self.file.main_config()?;
         let snapshot = match snapshot {
             Ok(snapshot) => snapshot,
-            Err(_) if matches!(extent, Extent::Losses { .. }) => return Ok(Looked::Left),
+            Err(_) if matches!(scope, Scope::RevocationsOnly { .. }) => {
+                return Ok(Looked::NothingUrgent);
+            }
             Err(error) => {
                 return Err(self.keep(&current, main_config.as_ref(), error.into()).await);
             }
@@ -352,20 +321,20 @@ impl<S: Source> Reconciler<S> {
         self.board.counts(&snapshot, &self.findings);
 
         let wanted = plan.write && self.wanted(&snapshot, &current, main_config.as_ref());
-        if let Extent::Losses { spare } = extent
-            && (!wanted || plan.refused.is_some() || !urgent(&plan.changes, spare))
+        if let Scope::RevocationsOnly { removal_budget } = scope
+            && (!wanted || plan.refused.is_some() || !urgent(&plan.changes, removal_budget))
         {
-            return Ok(Looked::Left);
+            return Ok(Looked::NothingUrgent);
         }
-        let spell = match extent {
-            Extent::Sparing { until, freeze, .. } => Some((until.into_std(), freeze)),
-            Extent::Once | Extent::All { .. } | Extent::Losses { .. } => None,
+        let quiet_period = match scope {
+            Scope::DeferGrants { until, freeze, .. } => Some((until.into_std(), freeze)),
+            Scope::Everything { .. } | Scope::RevocationsOnly { .. } => None,
         };
         // What others made of the file does not stay either.
         let only_gives = current.known && plan.changes.users_losing.is_empty();
-        let spared = spell.filter(|_| wanted && only_gives);
-        self.board.spares(spared);
-        let wanted = wanted && spared.is_none();
+        let deferred = quiet_period.filter(|_| wanted && only_gives);
+        self.board.defers(deferred);
+        let wanted = wanted && deferred.is_none();
         if let Some(refused) = plan.refused.filter(|_| wanted && !consent.removals) {
             return Err(self.keep(&current, main_config.as_ref(), refused.into()).await);
         }
@@ -382,14 +351,15 @@ impl<S: Source> Reconciler<S> {
             self.seen = seen;
         }
         let removed = if wanted { plan.changes.users_removed.len() } else { 0 };
-        let spare = extent.spare(removed);
-        let servers = self.enforce(&applied, holds, &current, main_config.as_ref(), spare).await?;
-        let Some(servers) = servers else { return Ok(Looked::Overtaken { removed }) };
+        let removal_budget = scope.removal_budget(removed);
+        let servers =
+            self.enforce(&applied, holds, &current, main_config.as_ref(), removal_budget).await?;
+        let Some(servers) = servers else { return Ok(Looked::Superseded { removed }) };
         let changes = wanted.then_some(plan.changes);
         tell(changes.as_ref(), &applied, &servers, begun.elapsed());
         let (users, cut_off) = (holds.users.len(), self.servers.receipt());
-        let spared = spared.is_some();
-        Ok(Looked::Passed(Box::new(Converged { changes, users, spared, servers, cut_off })))
+        let deferred = deferred.is_some();
+        Ok(Looked::Passed(Box::new(Converged { changes, users, deferred, servers, cut_off })))
     }
 
     /// Makes the file hold `desired`, if that is `wanted`; else it holds it already, and at most its
@@ -428,18 +398,18 @@ impl<S: Source> Reconciler<S> {
         desired: &Arc<Desired>,
         former: &Current,
         main_config: Option<&MainConfig>,
-        spare: Option<usize>,
+        removal_budget: Option<usize>,
     ) -> Result<Option<Vec<Outcome>>, ReconcileError> {
         self.doing.send_replace("waiting for nats-server");
         self.board.holds(desired);
         self.board.is_at(Step::Servers);
         let policy = self.policy(main_config);
         let less = async {
-            let Some(spare) = spare else { return future::pending().await };
+            let Some(removal_budget) = removal_budget else { return future::pending().await };
             let less = |now: &Snapshot| {
                 let changes = Changes::between(desired, &desired.next(now, &policy).0);
                 let seen = self.seen.as_ref();
-                urgent(&changes, spare)
+                urgent(&changes, removal_budget)
                     && changes.check(self.limits, now).is_ok()
                     && !seen.is_some_and(|it| filtered(self.filter.as_ref(), it, now))
             };
@@ -585,7 +555,7 @@ impl<S: Source> Reconciler<S> {
         let servers = servers.expect("nothing overtakes it");
         let (users, cut_off) = (backup.users.len(), self.servers.receipt());
         let changes = changed.then_some(changes);
-        Ok((diff, Converged { changes, users, spared: false, servers, cut_off }))
+        Ok((diff, Converged { changes, users, deferred: false, servers, cut_off }))
     }
 
     /// As [`Servers::connections`].
@@ -720,21 +690,10 @@ impl<S: Source> Reconciler<S> {
     }
 }
 
-impl Extent {
-    /// How many may be removed without waiting for servers to have loaded this, which removes so many.
-    fn spare(self, removed: usize) -> Option<usize> {
-        match self {
-            Extent::Once => None,
-            Extent::All { spare } | Extent::Sparing { spare, .. } => Some(spare),
-            Extent::Losses { spare } => Some(spare.saturating_sub(removed)),
-        }
-    }
-}
-
 /// Whether somebody is to have less, and no more users are to go than may before the guard has seen
 /// all that is to come.
-fn urgent(changes: &Changes, spare: usize) -> bool {
-    !changes.users_losing.is_empty() && changes.users_removed.len() <= spare
+fn urgent(changes: &Changes, removal_budget: usize) -> bool {
+    !changes.users_losing.is_empty() && changes.users_removed.len() <= removal_budget
 }
 
 /// Whether nothing but what the filter leaves out has happened since.
@@ -756,129 +715,6 @@ async fn shows(
             return;
         }
         time::sleep(begun.elapsed() * REST).await;
-    }
-}
-
-/// What there is of rest after a look for losses, for each time that it took.
-const REST: u32 = 4;
-
-/// When to look next, and for what.
-///
-/// A burst of hints is waited for, since a reload is dear. But it is not told by a hint whether
-/// somebody is to have less, and that is not to wait: so each is also a reason to look for that. Only
-/// as many are removed that way as the guard lets pass anyhow: it has to see a burst as a whole.
-#[derive(Debug)]
-struct Agenda {
-    /// When to make a pass even without a hint.
-    pass: time::Instant,
-    /// When the burst is over if nothing more comes, and when it counts as over all the same.
-    burst: Option<[time::Instant; 2]>,
-    /// When to look for losses, if there was a hint since the last look.
-    losses: Option<time::Instant>,
-    /// When the next look for losses may be.
-    rested: time::Instant,
-    /// How many users were removed ahead of the burst's end.
-    early: usize,
-    /// Until when servers are to have time for log-ins after a reload, and for how long that let
-    /// nobody in.
-    quiet: (time::Instant, Duration),
-    /// Whether something has waited for that since the last reload.
-    waited: bool,
-    /// Whether that was said.
-    said: bool,
-}
-
-impl Agenda {
-    /// The first pass is due.
-    fn new() -> Agenda {
-        let now = time::Instant::now();
-        Agenda {
-            pass: now,
-            burst: None,
-            losses: None,
-            rested: now,
-            early: 0,
-            quiet: (now, Duration::ZERO),
-            waited: false,
-            said: false,
-        }
-    }
-
-    fn next(&self, limits: Limits) -> (time::Instant, Extent) {
-        let burst = self.burst.iter().flatten();
-        let pass = burst.fold(self.pass, |first, it| first.min(*it));
-        let spare = limits.min_removed.saturating_sub(1 + self.early);
-        match self.losses {
-            Some(losses) if losses < pass => (losses, Extent::Losses { spare }),
-            Some(_) | None => {
-                let (until, freeze) = self.quiet;
-                if pass.max(time::Instant::now()) < until {
-                    return (pass, Extent::Sparing { spare, until, freeze });
-                }
-                (pass, Extent::All { spare })
-            }
-        }
-    }
-
-    fn hinted(&mut self, pace: Pace) {
-        let now = time::Instant::now();
-        let [_, latest] = self.burst.unwrap_or([now, now + pace.max_wait]);
-        self.burst = Some([now + pace.debounce, latest]);
-        self.losses.get_or_insert(self.rested.max(now));
-    }
-
-    /// Looks may be long where there are many records, and removals many: four fifths of the time
-    /// belong to others.
-    fn looked(&mut self, begun: time::Instant) {
-        self.losses = None;
-        self.rested = time::Instant::now() + begun.elapsed() * REST;
-    }
-
-    /// Whoever is to have less does not wait any more; and what was removed without that counts, as
-    /// the guard has not seen all of it.
-    fn overtaken(&mut self, removed: usize, pace: Pace) {
-        self.rested = time::Instant::now();
-        self.early += removed;
-        self.burst = None;
-        self.hinted(pace);
-        self.pass = self.rested + pace.resync;
-    }
-
-    /// Nobody knows how many were removed, so that nobody else is before the burst's end.
-    fn failed_early(&mut self, next: Duration, limits: Limits) {
-        self.pass = time::Instant::now() + next;
-        self.early = limits.min_removed;
-    }
-
-    fn passed(&mut self, next: Duration) {
-        self.pass = time::Instant::now() + next;
-        self.burst = None;
-        self.early = 0;
-    }
-
-    /// The next reload that takes nothing from anybody waits, so that they let nobody in for no more
-    /// than their share of the time.
-    fn reloaded(&mut self, freeze: Duration, pace: Pace) {
-        let rest = freeze.mul_f64(1.0 / pace.reload_share - 1.0);
-        self.quiet = (time::Instant::now() + rest, freeze);
-        self.said &= mem::take(&mut self.waited);
-    }
-
-    /// Something waits for that. Says so, once for as long as something waits after each reload.
-    fn spared(&mut self) {
-        const NOTICED: Duration = Duration::from_secs(1);
-        let (until, freeze) = self.quiet;
-        self.pass = self.pass.min(until);
-        self.waited = true;
-        if freeze >= NOTICED && !mem::replace(&mut self.said, true) {
-            let (wait, hint) = (until - time::Instant::now(), Waiting::HINT);
-            warn!(
-                ?freeze,
-                ?wait,
-                hint,
-                "reloads let nobody in for long; who gains by a change waits"
-            );
-        }
     }
 }
 
@@ -927,59 +763,6 @@ fn tell(changes: Option<&Changes>, applied: &Applied, servers: &[Outcome], took:
     }
 }
 
-/// How long to wait after a failure, and how loudly to say that it goes on.
-#[derive(Debug, Default)]
-struct Backoff {
-    wait: Duration,
-    /// What was said last, and when.
-    said: Option<(String, Instant)>,
-}
-
-impl Backoff {
-    const FIRST: Duration = Duration::from_millis(250);
-    const LONGEST: Duration = Duration::from_secs(5);
-    /// The same failure is said again after this.
-    const AGAIN: Duration = Duration::from_mins(1);
-
-    fn failed(&mut self, failure: &ReconcileError, resync: Duration) -> Duration {
-        self.wait = match failure {
-            // It takes a person, and no hint of theirs will be missed.
-            ReconcileError::Guard(_) => resync.min(Backoff::AGAIN),
-            _ => (self.wait * 2).clamp(Backoff::FIRST, Backoff::LONGEST),
-        };
-        let text = chain(failure);
-        let silent =
-            |(said, at): &(String, Instant)| *said == text && at.elapsed() < Backoff::AGAIN;
-        if self.said.as_ref().is_some_and(silent) {
-            debug!(error = text, retry = ?self.wait, "still failing");
-        } else {
-            let (retry, hint) = (self.wait, failure.hint());
-            let would_go = match failure {
-                ReconcileError::Guard(refused) => Some(listed(refused.removed())),
-                _ => None,
-            };
-            error!(error = text, would_go, hint, ?retry, "the last good state stays in force");
-            self.said = Some((text, Instant::now()));
-        }
-        self.wait
-    }
-
-    fn recovered(&mut self) {
-        self.wait = Duration::ZERO;
-        if self.said.take().is_some() {
-            info!("recovered");
-        }
-    }
-}
-
-/// Names for a line of the log, which nobody reads to the end of.
-fn listed(names: &[String]) -> String {
-    const MOST: usize = 100;
-    let more = names.len().saturating_sub(MOST);
-    let listed = names.iter().take(MOST).map(|it| format!("{it:?}")).collect::<Vec<_>>().join(", ");
-    if more > 0 { format!("{listed} and {more} more") } else { listed }
-}
-
 impl ReconcileError {
     /// The step and why, for the status.
     fn failure(&self) -> Failure {
@@ -1022,171 +805,4 @@ fn told(outcomes: &[Outcome]) -> String {
         State::InStep { .. } | State::Unverified { .. } => None,
     });
     told.collect::<Vec<_>>().join("; ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::auth::MaxRemoved;
-
-    const PACE: Pace = Pace {
-        debounce: Duration::from_millis(250),
-        max_wait: Duration::from_secs(2),
-        resync: Duration::from_mins(1),
-        initial: true,
-        reload_share: 0.2,
-    };
-    const LIMITS: Limits = Limits { max_removed: MaxRemoved::Share(0.5), min_removed: 10 };
-    /// How long a look takes.
-    const LOOK: Duration = Duration::from_millis(10);
-
-    /// How many looks of each kind there are while hints come as often as this, and for how long
-    /// after the last of them one is still due.
-    async fn looks(hints: usize, apart: Duration) -> (usize, usize, Duration) {
-        let mut agenda = Agenda::new();
-        agenda.passed(PACE.resync);
-        let (mut losses, mut all) = (0, 0);
-        for _ in 0..hints {
-            agenda.hinted(PACE);
-            let next_hint = time::Instant::now() + apart;
-            while agenda.next(LIMITS).0 < next_hint {
-                let (at, extent) = agenda.next(LIMITS);
-                time::sleep_until(at).await;
-                let begun = time::Instant::now();
-                time::advance(LOOK).await;
-                agenda.looked(begun);
-                match extent {
-                    Extent::Losses { .. } => losses += 1,
-                    Extent::Once | Extent::All { .. } | Extent::Sparing { .. } => {
-                        all += 1;
-                        agenda.passed(PACE.resync);
-                    }
-                }
-            }
-            time::sleep_until(next_hint).await;
-        }
-        (losses, all, agenda.next(LIMITS).0 - time::Instant::now())
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_burst_leaves_time_for_others_and_comes_to_an_end() {
-        let (losses, all, _) = looks(10_000, Duration::from_millis(1)).await;
-        assert!((200..=260).contains(&losses), "{losses} looks for losses in 12 s");
-        assert!((4..=6).contains(&all), "{all} passes, one each 2 s");
-        let (losses, all, next) = looks(1, Duration::from_secs(1)).await;
-        assert_eq!((losses, all), (1, 1));
-        assert!(next > Duration::from_secs(50), "nothing is left to do");
-    }
-
-    /// Where each reload fails, the guard would else see what is left after some were removed.
-    #[tokio::test(start_paused = true)]
-    async fn early_removals_that_failed_are_not_made_again_and_again() {
-        let mut agenda = Agenda::new();
-        agenda.passed(PACE.resync);
-        agenda.hinted(PACE);
-        let Extent::Losses { spare } = agenda.next(LIMITS).1 else { panic!("{agenda:?}") };
-        assert_eq!(spare, 9);
-        agenda.looked(time::Instant::now());
-        agenda.failed_early(Backoff::LONGEST, LIMITS);
-        agenda.hinted(PACE);
-        let Extent::Losses { spare } = agenda.next(LIMITS).1 else { panic!("{agenda:?}") };
-        assert_eq!(spare, 0);
-        assert!(agenda.burst.is_some(), "the guard is to see the burst as a whole, and soon");
-    }
-
-    /// Else all could be removed, a few at a time, while one reload is under way.
-    #[tokio::test(start_paused = true)]
-    async fn what_overtakes_is_at_once_and_few() {
-        let mut agenda = Agenda::new();
-        for removed in [4, 5] {
-            time::advance(Duration::from_mins(1)).await;
-            agenda.looked(time::Instant::now() - Duration::from_mins(1));
-            agenda.overtaken(removed, PACE);
-        }
-        let expected = (time::Instant::now(), Extent::Losses { spare: 0 });
-        assert_eq!(agenda.next(LIMITS), expected);
-    }
-
-    /// How many reloads there are in ten minutes of edits by which nobody has less, how long one of
-    /// those waits at most until it is in force, and until it is looked at.
-    async fn reloads(freeze: Duration, reload_share: f64) -> (u32, Duration, Duration) {
-        let pace = Pace { reload_share, ..PACE };
-        let mut agenda = Agenda::new();
-        let (mut reloads, mut waited, mut unseen) = (0, Duration::ZERO, Duration::ZERO);
-        let begun = time::Instant::now();
-        let (mut in_force, mut seen) = (begun, begun);
-        while begun.elapsed() < Duration::from_mins(10) {
-            agenda.hinted(pace);
-            let (at, extent) = agenda.next(LIMITS);
-            let next_hint = time::Instant::now() + Duration::from_millis(100);
-            time::sleep_until(at.min(next_hint)).await;
-            if at > next_hint {
-                continue;
-            }
-            unseen = unseen.max(seen.elapsed());
-            let look = time::Instant::now();
-            time::advance(LOOK).await;
-            agenda.looked(look);
-            match extent {
-                Extent::Losses { .. } => (),
-                Extent::Sparing { .. } => {
-                    agenda.passed(PACE.resync);
-                    agenda.spared();
-                }
-                Extent::Once | Extent::All { .. } => {
-                    waited = waited.max(in_force.elapsed());
-                    time::advance(freeze).await;
-                    agenda.reloaded(freeze, pace);
-                    agenda.passed(PACE.resync);
-                    (reloads, in_force) = (reloads + 1, time::Instant::now());
-                }
-            }
-            seen = time::Instant::now();
-        }
-        (reloads, waited, unseen)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn reloads_that_only_give_leave_time_for_log_ins() {
-        for (millis, share, wanted) in [
-            // A minute each, as with a thousand clients at cost 10: every five minutes.
-            (60_000, 0.2, 2..=3),
-            (60_000, 0.5, 4..=6),
-            (6_000, 0.2, 18..=21),
-            (1_000, 0.05, 28..=31),
-            (100, 0.01, 58..=62),
-            // The waiting for a burst's end is longer than what they would have to wait.
-            (100, 0.2, 250..=300),
-            (0, 0.2, 250..=310),
-            (60_000, 1.0, 9..=10),
-        ] {
-            let freeze = Duration::from_millis(millis);
-            let (count, waited, unseen) = reloads(freeze, share).await;
-            let case = format!("{freeze:?} and {share}: {count} reloads, {waited:?}, {unseen:?}");
-            assert!(wanted.contains(&count), "{case}");
-            // The first was not waited for.
-            let most = Duration::from_mins(10).mul_f64(share) + freeze * 2;
-            assert!(freeze * count <= most, "{case}");
-            assert!(waited <= freeze.mul_f64(1.0 / share) + PACE.max_wait * 2, "{case}");
-            assert!(unseen <= Duration::from_millis(200), "{case}");
-        }
-    }
-
-    /// More at once than go ahead of a burst's end are found at that.
-    #[tokio::test(start_paused = true)]
-    async fn the_guard_sees_a_burst_though_reloads_wait() {
-        let mut agenda = Agenda::new();
-        agenda.passed(PACE.resync);
-        agenda.reloaded(Duration::from_mins(1), PACE);
-        agenda.hinted(PACE);
-        agenda.looked(time::Instant::now());
-        let (at, extent) = agenda.next(LIMITS);
-        assert!(at <= time::Instant::now() + PACE.debounce, "{agenda:?}");
-        assert!(matches!(extent, Extent::Sparing { .. }), "{agenda:?}");
-        agenda.passed(Duration::from_hours(1));
-        agenda.spared();
-        let (at, _) = agenda.next(LIMITS);
-        time::sleep_until(at).await;
-        assert_eq!(agenda.next(LIMITS).1, Extent::All { spare: 9 }, "then it goes on by itself");
-    }
 }

@@ -59,7 +59,7 @@ pub(crate) struct Board {
     /// When the first hint came that no pass has dealt with yet.
     noticed: Option<Instant>,
     /// Whether the pass leaves what it found for later.
-    spares: bool,
+    defers: bool,
     /// When each change was noticed that is not proven yet, the last first.
     pending: VecDeque<Instant>,
     begun: (Timestamp, Instant),
@@ -158,7 +158,7 @@ impl Board {
             dashboard: options.pocketbase.url.as_deref().and_then(dashboard),
             patience: allowed * 2,
             noticed: None,
-            spares: false,
+            defers: false,
             pending: VecDeque::new(),
             begun: (Timestamp::now(), now),
             step: (Step::Snapshot, now),
@@ -286,10 +286,10 @@ impl Board {
 
     /// Until when the pass leaves what it found for later, if it does, and why: a reload lets nobody in
     /// for so long.
-    pub(crate) fn spares(&mut self, spared: Option<(Instant, Duration)>) {
-        self.spares = spared.is_some();
+    pub(crate) fn defers(&mut self, deferred: Option<(Instant, Duration)>) {
+        self.defers = deferred.is_some();
         let now = Instant::now();
-        let waiting = spared.and_then(|(until, freeze)| {
+        let waiting = deferred.and_then(|(until, freeze)| {
             let until = Timestamp::now().checked_add(until.saturating_duration_since(now)).ok()?;
             Some(Waiting { until, freeze: Some(freeze) })
         });
@@ -341,7 +341,7 @@ impl Board {
         let succeeded = failure.is_none();
         let mut proven = VecDeque::new();
         if succeeded {
-            self.noticed = self.noticed.filter(|_| self.spares);
+            self.noticed = self.noticed.filter(|_| self.defers);
             proven = mem::take(&mut self.pending);
         }
         let tally = &self.watch.tally;
