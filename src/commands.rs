@@ -23,14 +23,15 @@ use std::{
 };
 
 use anyhow::Context;
-use pb_nats::{Options, PocketBase, Reconciler, auth::Finding};
+use pb_nats::{
+    Options, PocketBase, Reconciler,
+    auth::Finding,
+    users::{self, Unfit},
+};
 use tracing::warn;
 use zeroize::Zeroizing;
 
 use crate::{Cli, Usage};
-
-/// bcrypt looks at no more of a password.
-const LONGEST_PASSWORD: usize = 72;
 
 /// The reconciler that the settings amount to.
 pub(crate) fn open(cli: &Cli) -> anyhow::Result<(Reconciler<PocketBase>, Options)> {
@@ -77,11 +78,8 @@ pub(crate) fn password_from_stdin(prompt: &str) -> anyhow::Result<Zeroizing<Stri
     if line.is_empty() {
         return refused("the password is empty", "write it to stdin: printf %s \"$PASSWORD\" | …");
     }
-    if line.len() > LONGEST_PASSWORD {
-        return refused(
-            "the password is longer than 72 bytes, of which only the first 72 would count",
-            "choose a shorter one",
-        );
+    if line.len() > users::LONGEST {
+        return refused(&Unfit::Long.to_string(), Unfit::Long.hint());
     }
     match str::from_utf8(line) {
         Ok(text) => Ok(Zeroizing::new(text.to_owned())),

@@ -14,10 +14,10 @@ use crate::{
     Options, Source as _,
     apply::{ApplyError, AuthFile},
     auth::{
-        Credential, Desired, Effect, Finding, PasswordHash, Permissions, Policy, RoleRecord,
-        Snapshot, UserRecord,
+        self, Credential, Desired, Effect, Finding, PasswordHash, Permissions, Policy, RoleRecord,
+        Rules, Snapshot, Subject, Subjects, UserRecord,
     },
-    options::Secret,
+    options::{PocketBaseOptions, Secret},
     source::{PocketBase, SourceError, Superuser},
 };
 
@@ -25,6 +25,12 @@ use crate::{
 pub const CHEAP: u32 = 4;
 /// The cost for passwords that people choose; PocketBase's own.
 const USUAL: u32 = 10;
+/// A password that people choose has so many characters at least, as PocketBase wants it for its own.
+pub const SHORTEST: usize = 8;
+/// bcrypt looks at no more bytes of a password.
+pub const LONGEST: usize = 72;
+/// The id of a user who has none yet.
+const NO_ID: &str = "pb-nats-new";
 /// The field that every auth collection has.
 const EMAIL: &str = "email";
 
@@ -43,16 +49,89 @@ pub struct NewUser<'a> {
 #[derive(Clone, Debug)]
 pub enum Password {
     /// Somebody chose it.
-    Chosen(Secret),
+    Chosen(Chosen),
     /// [`secret`] made it, so that nobody can guess it.
     Generated(Secret),
 }
 
-/// How a password is stored now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A password that somebody chose, and that is not refused.
+#[derive(Clone, Debug)]
+pub struct Chosen(Secret);
+
+impl Chosen {
+    /// The password, for the user of this name.
+    pub fn parse(password: &str, name: &str) -> Result<Chosen, Unfit> {
+        if password.to_lowercase() == name.to_lowercase() {
+            return Err(Unfit::Name);
+        }
+        match Unfit::of(password) {
+            Some(unfit) => Err(unfit),
+            None => Ok(Chosen(Secret::new(password))),
+        }
+    }
+}
+
+/// Why a password will not do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// It is guessed in no time.
+    #[error("the password has fewer than {SHORTEST} characters")]
+    Short,
+    /// bcrypt looks at its beginning only.
+    #[error(
+        "the password is longer than {LONGEST} bytes, of which only the first {LONGEST} would count"
+    )]
+    Long,
+    /// It is what one tries first.
+    #[error("the password is the user's own name")]
+    Name,
+    /// Nobody types these on purpose.
+    #[error("the password has control characters")]
+    Control,
+    /// That is how a password is typed that then does not work.
+    #[error("the password begins or ends with white space")]
+    Space,
+}
+
+impl Unfit {
+    /// What is wrong with a password, whosever it is.
+    pub fn of(password: &str) -> Option<Unfit> {
+        if password.chars().any(char::is_control) {
+            Some(Unfit::Control)
+        } else if password.trim() != password {
+            Some(Unfit::Space)
+        } else if password.chars().count() < SHORTEST {
+            Some(Unfit::Short)
+        } else if password.len() > LONGEST {
+            Some(Unfit::Long)
+        } else {
+            None
+        }
+    }
+
+    /// What one can do about it.
+    pub fn hint(self) -> &'static str {
+        match self {
+            Unfit::Short | Unfit::Name => {
+                "anybody who reaches nats-server may guess, as often as they like; \
+                 `pb-nats user … --generate` makes one that nobody guesses"
+            }
+            Unfit::Long => "choose a shorter one",
+            Unfit::Control | Unfit::Space => {
+                "is it all of the password, and nothing but it? `printf %s \"$PASSWORD\" | …` \
+                 writes it as it is"
+            }
+        }
+    }
+}
+
+/// How a password is stored now, and what becomes of the user who has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
     /// The bcrypt cost at which nats-server will check it.
     pub cost: u32,
+    /// By what the user has less than one would expect, or nothing at all.
+    pub notes: Vec<String>,
 }
 
 /// A user, as NATS has them or not.
@@ -182,6 +261,9 @@ pub enum UserError {
     /// With this record the user would be left out of NATS, so it was not made.
     #[error("such a user would not be in NATS: {}", .0.problem)]
     LeftOut(Box<Finding>),
+    /// With this name and these roles the user could do nothing in NATS, so the record was not made.
+    #[error("such a user could do nothing in NATS: {} {}: {}", .0.field, .0.value, .0.problem)]
+    Powerless(Box<Finding>),
     /// The password cannot be hashed.
     #[error("the password cannot be hashed")]
     Hash(#[from] bcrypt::BcryptError),
@@ -199,7 +281,8 @@ impl UserError {
             | UserError::EmailNeeded { .. }
             | UserError::NoEmail { .. }
             | UserError::OneRole { .. }
-            | UserError::LeftOut(_) => true,
+            | UserError::LeftOut(_)
+            | UserError::Powerless(_) => true,
         }
     }
 
@@ -233,7 +316,9 @@ impl UserError {
             UserError::OneRole { field } => {
                 format!("give one, or let `{field}` hold several in PocketBase")
             }
-            UserError::LeftOut(finding) => finding.problem.mend().into(),
+            UserError::LeftOut(finding) | UserError::Powerless(finding) => {
+                finding.problem.mend().into()
+            }
             UserError::Hash(_) => return None,
         })
     }
@@ -286,7 +371,7 @@ pub async fn add(
     }
     let path = ["collections", &pocketbase.user_collection, "records"];
     let made = superuser.create(&path, &record).await?;
-    users.cheaper(made["id"].as_str().unwrap_or_default(), password).await
+    users.stored(made["id"].as_str().unwrap_or_default(), name, password).await
 }
 
 /// Gives a user another password. The former one ends with it.
@@ -305,7 +390,7 @@ pub async fn set_password(
     let id = user.id.clone();
     let path = ["collections", &options.pocketbase.user_collection, "records", &id];
     superuser.update(&path, &users.password(password)?).await?;
-    users.cheaper(&id, password).await
+    users.stored(&id, name, password).await
 }
 
 /// All users, by name, as NATS has them or not.
@@ -330,10 +415,8 @@ pub async fn list(options: &Options) -> Result<Vec<Listed>, UserError> {
                 (true, false) => State::LeftOut,
                 (true, true) => State::Active,
             };
-            let login = if user.nkey.is_empty() { &user.username } else { &user.nkey };
-            let known = desired.users.get(login).filter(|it| it.is_of(user));
-            let credential = known.filter(|_| state == State::Active);
-            let credential = credential.map(|it| &it.credential);
+            let known = known(&desired, user).filter(|_| state == State::Active);
+            let credential = known.map(|it| &it.credential);
             let kind = match credential {
                 Some(Credential::Nkey { .. }) => Kind::Nkey,
                 Some(Credential::Password(_)) => Kind::Password,
@@ -455,27 +538,87 @@ impl<'a> Users<'a> {
         Ok(fields)
     }
 
-    /// Puts a cheap hash beside that of PocketBase, for a generated password.
-    ///
-    /// Until then, or should it fail, the same password is checked at PocketBase's cost.
-    async fn cheaper(&self, id: &str, password: &Password) -> Result<Stored, UserError> {
+    /// What became of a password that was just written for this record.
+    async fn stored(&self, id: &str, name: &str, password: &Password) -> Result<Stored, UserError> {
+        let snapshot = snapshot(self.options).await?;
+        let Some(user) = snapshot.users.iter().find(|it| it.id == id) else {
+            let notes = vec!["pb-nats is not shown the record, so they are not in NATS".into()];
+            return Ok(Stored { cost: self.cost(password), notes });
+        };
+        let cost = self.cheaper(user, password).await?;
+        Ok(Stored { cost, notes: self.notes(&snapshot, user, name)? })
+    }
+
+    /// The cost of the hash that is made when this password is written.
+    fn cost(&self, password: &Password) -> u32 {
         if !self.hashes() {
-            return Ok(Stored { cost: password.cost() });
+            return password.cost();
         }
         let field = self.field(&self.options.pocketbase.password_field);
         let own = field.and_then(|it| it["cost"].as_u64()).filter(|it| *it > 0);
-        let own = Stored { cost: own.and_then(|it| it.try_into().ok()).unwrap_or(USUAL) };
-        let Password::Generated(secret) = password else { return Ok(own) };
-        if self.field("generated_hash").is_none() {
-            return Ok(own);
-        }
-        let snapshot = snapshot(self.options).await?;
-        let Some(user) = snapshot.users.iter().find(|it| it.id == id) else { return Ok(own) };
+        own.and_then(|it| it.try_into().ok()).unwrap_or(USUAL)
+    }
+
+    /// Puts a cheap hash beside that of PocketBase, for a generated password. Returns the cost at which
+    /// it is checked.
+    ///
+    /// Until then, or should it fail, the same password is checked at PocketBase's cost.
+    async fn cheaper(&self, user: &UserRecord, password: &Password) -> Result<u32, UserError> {
+        let secret = match password {
+            Password::Generated(secret)
+                if self.hashes() && self.field("generated_hash").is_some() =>
+            {
+                secret
+            }
+            Password::Generated(_) | Password::Chosen(_) => return Ok(self.cost(password)),
+        };
         let cheap = bcrypt::hash(secret.reveal(), CHEAP)?;
-        let path = ["collections", &self.options.pocketbase.user_collection, "records", id];
+        let path = ["collections", &self.options.pocketbase.user_collection, "records", &user.id];
         let both = format!("{cheap} {}", user.password.0);
         self.superuser.update(&path, &json!({ "generated_hash": both })).await?;
-        Ok(Stored { cost: CHEAP })
+        Ok(CHEAP)
+    }
+
+    /// By what this user, who was to be called `name`, has less than one would expect.
+    fn notes(
+        &self,
+        snapshot: &Snapshot,
+        user: &UserRecord,
+        name: &str,
+    ) -> Result<Vec<String>, UserError> {
+        let PocketBaseOptions { user_collection, role_collection, active_field, .. } =
+            &self.options.pocketbase;
+        let mut notes = Vec::new();
+        if *user.username != *name {
+            notes.push(format!("PocketBase has made {:?} of the name", user.username));
+        }
+        if !user.active {
+            notes.push(format!(
+                "they are not in NATS, as their record is not active; switch `{active_field}` on"
+            ));
+            return Ok(notes);
+        }
+        if !user.nkey.is_empty() {
+            notes.push("they log in by their nkey, and the password is of no use to them".into());
+        }
+        let (desired, findings) = desired(self.options, snapshot)?;
+        let concerns = |it: &&Finding| {
+            (it.collection == *user_collection && it.id == user.id)
+                || (it.collection == *role_collection && user.roles.contains(&it.id))
+        };
+        notes.extend(findings.iter().filter(concerns).map(Finding::to_string));
+        if known(&desired, user).is_some_and(|it| can_do_nothing(desired.rules(it))) {
+            notes.push(if user.roles.is_empty() {
+                "they may log in and do nothing else, as they have no role and the settings' \
+                 [permissions] gives nothing; give them a role"
+                    .into()
+            } else {
+                "they may log in and do nothing else, as their roles allow nothing; give the roles \
+                 subjects"
+                    .into()
+            });
+        }
+        Ok(notes)
     }
 
     /// The ids of these roles.
@@ -514,29 +657,49 @@ impl<'a> Users<'a> {
         }
     }
 
-    /// Refuses a user whom NATS would not have.
+    /// Refuses a user whom NATS would not have, or to whom their name is in the way of everything.
     fn would_be_in_nats(&mut self, name: &str, roles: &[String]) -> Result<(), UserError> {
-        // Any hash will do.
-        let password = PasswordHash(bcrypt::hash("", CHEAP)?.into());
-        self.snapshot.users.push(UserRecord {
+        let user = UserRecord {
+            id: NO_ID.into(),
             username: name.into(),
-            password,
+            // Any hash will do.
+            password: PasswordHash(bcrypt::hash("", CHEAP)?.into()),
             roles: roles.into(),
             active: true,
             ..UserRecord::default()
-        });
-        let (_, findings) = desired(self.options, &self.snapshot)?;
+        };
+        self.snapshot.users.push(user.clone());
+        let (desired, findings) = desired(self.options, &self.snapshot)?;
         self.snapshot.users.pop();
-        let about =
-            findings.into_iter().find(|it| it.id.is_empty() && it.effect == Effect::LeftOut);
-        about.map_or(Ok(()), |it| Err(UserError::LeftOut(Box::new(it))))
+        let about = || findings.iter().filter(|it| it.id == NO_ID).cloned().map(Box::new);
+        if let Some(finding) = about().find(|it| it.effect == Effect::LeftOut) {
+            return Err(UserError::LeftOut(finding));
+        }
+        let lost = about().find(|it| it.effect != Effect::Kept);
+        match (lost, known(&desired, &user)) {
+            (Some(lost), Some(it)) if can_do_nothing(desired.rules(it)) => {
+                Err(UserError::Powerless(lost))
+            }
+            (Some(_) | None, _) => Ok(()),
+        }
     }
+}
+
+/// The user whom this record makes, if it does.
+fn known<'a>(desired: &'a Desired, record: &UserRecord) -> Option<&'a auth::User> {
+    let login = if record.nkey.is_empty() { &record.username } else { &record.nkey };
+    desired.users.get(login).filter(|it| it.is_of(record))
+}
+
+fn can_do_nothing(rules: &Rules) -> bool {
+    let nothing = |it: &Subjects| it.is_nothing() || it.deny().contains(&Subject::everything());
+    nothing(&rules.publish) && nothing(&rules.subscribe)
 }
 
 impl Password {
     fn reveal(&self) -> &str {
         match self {
-            Password::Chosen(secret) | Password::Generated(secret) => secret.reveal(),
+            Password::Chosen(Chosen(secret)) | Password::Generated(secret) => secret.reveal(),
         }
     }
 

@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
+use pb_nats::users::Unfit;
 
-use super::{password_from_stdin, print};
+use super::{complain, password_from_stdin, print};
 
 #[derive(clap::Args)]
 pub(crate) struct Hash {
@@ -15,6 +16,11 @@ pub(crate) struct Hash {
 
 pub(crate) fn hash(arguments: &Hash) -> anyhow::Result<ExitCode> {
     let password = password_from_stdin("Password")?;
+    // Whose it is, and what for, is for the caller to know.
+    if let Some(unfit) = Unfit::of(&password) {
+        complain("warning", &unfit.to_string());
+        complain("hint", unfit.hint());
+    }
     let hash = bcrypt::hash(password.as_str(), arguments.cost).context("no hash could be made")?;
     print(&format!("{hash}\n"))
 }

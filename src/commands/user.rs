@@ -4,8 +4,8 @@ use std::{env, fmt::Write as _, process::ExitCode};
 
 use pb_nats::{
     Options,
-    options::{OptionsError, Secret},
-    users::{self, Kind, Listed, ListedRole, NewUser, Password, State, Stored},
+    options::OptionsError,
+    users::{self, Chosen, Kind, Listed, ListedRole, NewUser, Password, State, Stored},
 };
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ use super::{
     complain, password_from_stdin, print,
     superuser::{SuperuserArguments, interactive},
 };
-use crate::Cli;
+use crate::{Cli, Usage};
 
 #[derive(clap::Subcommand)]
 pub(crate) enum User {
@@ -105,7 +105,7 @@ pub(crate) async fn user(cli: &Cli, command: &User) -> anyhow::Result<ExitCode> 
             users::set_password(&options, &superuser, name, &password).await?
         }
     };
-    change.tell(name, &password, stored)
+    change.tell(name, &password, &stored)
 }
 
 pub(crate) async fn role(cli: &Cli, command: &Role) -> anyhow::Result<ExitCode> {
@@ -129,17 +129,19 @@ impl Change {
             interactive("a password is needed", hint)?;
         }
         let typed = password_from_stdin(&format!("New password of {name:?} in NATS"))?;
-        Ok(Password::Chosen(Secret::new(typed.as_str())))
+        let chosen = Chosen::parse(&typed, name)
+            .map_err(|it| Usage { problem: it.to_string(), hint: Some(it.hint().to_owned()) })?;
+        Ok(Password::Chosen(chosen))
     }
 
-    fn tell(&self, name: &str, password: &Password, stored: Stored) -> anyhow::Result<ExitCode> {
+    fn tell(&self, name: &str, password: &Password, stored: &Stored) -> anyhow::Result<ExitCode> {
         let generated = match password {
             Password::Generated(secret) => Some(secret.reveal()),
             Password::Chosen(_) => None,
         };
         if self.json {
             return print_json(&json!({
-                "name": name, "password": generated, "cost": stored.cost,
+                "name": name, "password": generated, "cost": stored.cost, "notes": stored.notes,
             }));
         }
         let cost = stored.cost;
@@ -150,6 +152,9 @@ impl Change {
                 "PocketBase hashes the passwords of this collection. Give it a hidden text field \
                  `generated_hash` and run `pb-nats init`, and generated ones are stored at cost 4",
             );
+        }
+        for note in &stored.notes {
+            complain("note", note);
         }
         generated.map_or(Ok(ExitCode::SUCCESS), |it| print(&format!("{it}\n")))
     }
