@@ -90,7 +90,7 @@ pub async fn check(options: &Options) -> Vec<Line> {
         }
     };
     if let Some(plan) = plan {
-        records::look(plan, &mut lines);
+        records::look(options, plan, &mut lines);
     }
     let main_config = files::main_config(options, &mut file, main_config, plan, &mut lines).await;
     files::auth_file(options, &file, main_config.as_ref(), plan, &mut lines);

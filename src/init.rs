@@ -416,10 +416,13 @@ impl fmt::Display for Change {
                 let (name, kind) = (it["name"].as_str(), it["type"].as_str());
                 write!(f, "PocketBase: the {} collection ", kind.unwrap_or_default())?;
                 write!(f, "`{}`", name.unwrap_or_default())?;
-                match it["fields"].as_array() {
-                    Some(fields) => write!(f, " ({})", names(fields)),
-                    None => Ok(()),
+                if let Some(fields) = it["fields"].as_array() {
+                    write!(f, " ({})", names(fields))?;
                 }
+                if it.get("authRule").is_some_and(Value::is_null) {
+                    f.write_str(", by which nobody can log in to PocketBase")?;
+                }
+                Ok(())
             }
             Change::Extend { collection, fields, indexes, list_rule } => {
                 let mut parts = Vec::new();

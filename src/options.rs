@@ -102,7 +102,7 @@ pub struct PocketBaseOptions {
 }
 
 /// `[permissions]`: what users without a role may do.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PermissionOptions {
     /// Subjects they may publish to.

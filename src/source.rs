@@ -25,8 +25,8 @@ use tokio::sync::watch;
 use crate::{auth::Snapshot, options::PocketBaseOptions, tls};
 
 pub use http::Http;
-pub(crate) use inspect::admits_any_account;
 pub use inspect::{Account, Collection, Inspection};
+pub(crate) use inspect::{admits_any_account, no_input_for_passwords};
 pub use record::{Field, Schema};
 #[cfg(feature = "sqlite")]
 pub use sqlite::Sqlite;

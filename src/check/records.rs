@@ -1,9 +1,13 @@
 //! The records: what they amount to, what of them is not honoured, and what is rarely meant.
 
 use super::Line;
-use crate::{auth::counted, reconcile::Plan};
+use crate::{
+    auth::counted,
+    options::{Options, PermissionOptions},
+    reconcile::Plan,
+};
 
-pub(super) fn look(plan: &Plan, lines: &mut Vec<Line>) {
+pub(super) fn look(options: &Options, plan: &Plan, lines: &mut Vec<Line>) {
     let users = counted(plan.desired.users.len(), "user");
     lines.push(Line::good("records.served", format!("by what they say, {users} may log in")));
     for it in &plan.findings {
@@ -20,6 +24,7 @@ pub(super) fn look(plan: &Plan, lines: &mut Vec<Line>) {
         let code = format!("records.{}", it.problem.kind());
         lines.push(Line::doubtful(&code, text, it.problem.mend()));
     }
+    lines.push(defaults(&options.permissions));
     if plan.remarks.is_empty() {
         lines.push(Line::good("permissions.fine", "nothing that is rarely meant"));
     }
@@ -27,4 +32,28 @@ pub(super) fn look(plan: &Plan, lines: &mut Vec<Line>) {
         let code = format!("permissions.{}", it.advice.kind());
         lines.push(Line::doubtful(&code, it.to_string(), it.advice.mend()));
     }
+}
+
+/// What it means that a user has no role.
+fn defaults(settings: &PermissionOptions) -> Line {
+    let code = "permissions.defaults";
+    let PermissionOptions { default_publish: publish, default_subscribe: subscribe } = settings;
+    if publish.is_empty() && subscribe.is_empty() {
+        return Line::good(code, "users without a role may do nothing");
+    }
+    let listed = |subjects: &[String]| match subjects {
+        [] => "nothing".to_owned(),
+        subjects => subjects.join(", "),
+    };
+    let mut text = format!(
+        "users without a role may publish to {} and subscribe to {}",
+        listed(publish),
+        listed(subscribe)
+    );
+    // Nobody may have chosen what is built in.
+    if *settings == PermissionOptions::default() {
+        text += ": so it is where the settings' [permissions] say nothing; `default_publish = []` and \
+                 `default_subscribe = []` give them nothing";
+    }
+    Line::good(code, text)
 }

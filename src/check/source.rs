@@ -12,7 +12,7 @@ use crate::{
     reconcile::{Plan, ReconcileError},
     source::{
         Account, Collection, Inspection, PocketBase, STATUS_COLLECTION, SourceError,
-        StatusCollection, admits_any_account,
+        StatusCollection, admits_any_account, no_input_for_passwords,
     },
     status::chain,
 };
@@ -203,6 +203,10 @@ fn schema(options: &Options, inspection: &Inspection, plan: Option<&Plan>, lines
         // Most have none.
         unique(users, "nkey", " WHERE `nkey` != ''", lines);
         role_field(users, options, inspection.roles.as_ref(), plan, lines);
+    }
+    if inspection.hashes_in_base {
+        let [text, hint] = no_input_for_passwords(&settings.user_collection);
+        lines.push(Line::doubtful("schema.no_password_input", text, &*hint));
     }
     if let Some(roles) = &inspection.roles {
         types(roles, &ROLE_TYPES.map(|(name, kinds)| (name, kinds)), lines);

@@ -168,11 +168,9 @@ pub(super) fn settings(
         // Nothing tells of changes, so they are looked for.
         values.push(("pocketbase.resync_interval", text("10s")));
     }
-    if schema::roles_may_be_lost(pocketbase, there) {
-        // So that a user gains nothing by the end of a role.
-        values.push(("permissions.default_publish", "[]".into()));
-        values.push(("permissions.default_subscribe", "[]".into()));
-    }
+    // Who has no role was given none, or has lost it; by neither anybody is to gain anything.
+    values.push(("permissions.default_publish", "[]".into()));
+    values.push(("permissions.default_subscribe", "[]".into()));
     if let Some(path) = &nats.config_file {
         values.push(("auth_file.path", file(&auth_file.path)));
         values.push(("auth_file.backup_dir", file(&auth_file.backup_dir)));

@@ -4,7 +4,11 @@ use serde_json::{Value, json};
 
 use crate::{
     options::PocketBaseOptions,
-    source::{STATUS_COLLECTION, Schema, SourceError, admits_any_account, view::export_view_query},
+    source::{
+        STATUS_COLLECTION, Schema, SourceError, admits_any_account, no_input_for_passwords,
+        view::export_view_query,
+    },
+    users::SHORTEST,
 };
 
 /// The auth collection of the service account.
@@ -17,6 +21,9 @@ const RULE: &str = "@request.auth.collectionName = 'nats_sync'";
 const ROLES_ID: &str = "pb_nats_roles";
 /// More roles than anybody has, so that a user may have several.
 const MOST_ROLES: u32 = 100;
+
+/// The field that every auth collection has.
+const EMAIL: &str = "email";
 
 const LISTS: [&str; 4] = [
     "publish_permissions",
@@ -109,12 +116,14 @@ pub(super) fn missing(
         None => {
             let users = users_collection(options, &roles);
             changes.push(Change::Collection(users.clone()));
+            notes.extend(untypable(options, &users));
             users
         }
         Some(users) => {
             let fields = needed_user_fields(options, users, &roles);
             let extended = extend(users, fields, &[&options.username_field], &mut changes);
             notes.extend(in_reach(options, users));
+            notes.extend(untypable(options, users));
             notes.extend(deaf(&extended));
             extended
         }
@@ -155,12 +164,18 @@ fn view(
 
 /// The service account can do nothing but be admitted by rules, and nobody can log in as it.
 fn service_collection() -> Value {
+    without_log_in(json!({ "name": SERVICE_COLLECTION }))
+}
+
+/// The same as an auth collection in which no way of logging in to PocketBase is on.
+fn without_log_in(mut collection: Value) -> Value {
     let off = json!({ "enabled": false });
-    json!({
-        "name": SERVICE_COLLECTION, "type": "auth", "authAlert": off,
-        "passwordAuth": { "enabled": false, "identityFields": ["email"] },
-        "oauth2": off, "otp": off, "mfa": off,
-    })
+    collection["type"] = "auth".into();
+    collection["passwordAuth"] = json!({ "enabled": false, "identityFields": ["email"] });
+    for way in ["oauth2", "otp", "mfa", "authAlert"] {
+        collection[way] = off.clone();
+    }
+    collection
 }
 
 /// What pb-nats writes, and people read in the dashboard.
@@ -194,28 +209,50 @@ fn roles_collection(name: &str) -> Value {
     })
 }
 
+/// NATS's own users, as an auth collection in which nobody can log in to PocketBase: in newer
+/// dashboards only there a password can be typed.
 fn users_collection(options: &PocketBaseOptions, roles: &Value) -> Value {
     let name = &options.user_collection;
-    let mut fields = vec![
-        json!({ "name": options.username_field, "type": "text", "required": true }),
-        json!({ "name": options.password_field, "type": "password" }),
+    // There PocketBase has set the name of that field.
+    let is_auth = options.password_field == "password";
+    let by_email = is_auth && options.username_field == EMAIL;
+    let mut fields = Vec::new();
+    if !by_email {
+        fields.push(json!({ "name": options.username_field, "type": "text", "required": true }));
+    }
+    fields.extend([
+        json!({
+            "name": options.password_field, "type": "password",
+            "min": SHORTEST, "required": is_auth,
+        }),
         // A user without a role has the default permissions. So that the end of a role gives nobody
         // more, PocketBase is to refuse it as long as somebody has no other.
         relation(options, roles, true),
         json!({ "name": options.active_field, "type": "bool" }),
         json!({ "name": "nkey", "type": "text" }),
-    ];
+    ]);
     fields.extend(LISTS.map(list));
     fields.push(list("allowed_connection_types"));
     fields.push(json!({ "name": "generated_hash", "type": "text", "hidden": true }));
+    if is_auth {
+        // It has to be there. Unless it is told otherwise, PocketBase wants one of everybody.
+        fields.push(json!({ "name": EMAIL, "type": "email", "required": by_email }));
+    }
     fields.extend(dates());
-    json!({
+    let collection = json!({
         "name": name, "type": "base", "listRule": RULE, "fields": fields,
         "indexes": [
             unique(name, &options.username_field, ""),
             unique(name, "nkey", " WHERE `nkey` != ''"),
         ],
-    })
+    });
+    if !is_auth {
+        return collection;
+    }
+    let mut collection = without_log_in(collection);
+    // This closes the ways that somebody may switch on later, too.
+    collection["authRule"] = Value::Null;
+    collection
 }
 
 fn needed_role_fields() -> Vec<Value> {
@@ -297,16 +334,25 @@ fn extend(
 /// The few roles that show what roles are for; not where somebody has begun already.
 fn starter_roles(options: &PocketBaseOptions, there: &There, users: &Value) -> Vec<Change> {
     // An email in a subject would be several tokens of it.
-    let by_email = field(users, &options.username_field.as_str().into()).is_none();
-    let own = if by_email { "devices.{{id}}.>" } else { "devices.{{username}}.>" };
+    let by_email = options.username_field == EMAIL
+        || field(users, &options.username_field.as_str().into()).is_none();
+    let [own, inbox] = if by_email {
+        ["devices.{{id}}.>", "_INBOX_{{id}}.>"]
+    } else {
+        ["devices.{{username}}.>", "_INBOX_{{username}}.>"]
+    };
     let roles = [
         json!({
             "name": "service",
             "publish_permissions": ["devices.>", "services.>"],
-            "subscribe_permissions": ["devices.>", "services.>", "_INBOX.>"],
+            "subscribe_permissions": ["devices.>", "services.>", inbox],
             "allow_response": true,
         }),
-        json!({ "name": "device", "publish_permissions": [own], "subscribe_permissions": [own] }),
+        json!({
+            "name": "device",
+            "publish_permissions": [own],
+            "subscribe_permissions": [own, inbox],
+        }),
         json!({
             "name": "observer",
             "publish_permissions": [],
@@ -326,15 +372,6 @@ fn starter_roles(options: &PocketBaseOptions, there: &There, users: &Value) -> V
         roles.into_iter().filter(|it| !there.role_names.iter().any(|name| named(it, name)));
     let collection = options.role_collection.clone();
     missing.map(|record| Change::Role { collection: collection.clone(), record }).collect()
-}
-
-/// Whether a role that ends leaves its users without any, by what the collections say.
-pub(super) fn roles_may_be_lost(options: &PocketBaseOptions, there: &There) -> bool {
-    let Some(users) = &there.users else { return false };
-    match field(users, &options.role_field.as_str().into()) {
-        Some(field) => field["required"] != true,
-        None => true,
-    }
 }
 
 /// Whether changes of the collection are told to the service account. If not, why not.
@@ -402,6 +439,15 @@ fn in_reach(options: &PocketBaseOptions, users: &Value) -> Option<String> {
             users["name"].as_str().unwrap_or_default(),
             shown.join(", "),
         )
+    })
+}
+
+/// Passwords that newer dashboards have no input for.
+fn untypable(options: &PocketBaseOptions, users: &Value) -> Option<String> {
+    let field = field(users, &options.password_field.as_str().into())?;
+    (users["type"] == "base" && field["type"] == "password").then(|| {
+        let [text, hint] = no_input_for_passwords(&options.user_collection);
+        format!("{text}; {hint}")
     })
 }
 

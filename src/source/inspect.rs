@@ -15,7 +15,7 @@ use tokio::task;
 
 #[cfg(feature = "sqlite")]
 use super::Sqlite;
-use super::{Http, PocketBase, api::Claims};
+use super::{Http, PocketBase, api::Claims, record::is_of_auth_collection};
 
 /// The collection for an app's users that a new PocketBase has.
 const APP_USERS: &str = "users";
@@ -35,6 +35,8 @@ pub struct Inspection {
     pub public: BTreeSet<String>,
     /// PocketBase is older than 0.23.
     pub too_old: bool,
+    /// PocketBase hashes passwords in a base collection, as far as we are told.
+    pub hashes_in_base: bool,
 }
 
 /// The account that we read with.
@@ -102,6 +104,27 @@ pub(crate) fn admits_any_account(rule: &str) -> bool {
     !bare.contains('(') && bare.split("||").any(any)
 }
 
+/// That newer dashboards have no input for the passwords of this base collection, and what to do.
+pub(crate) fn no_input_for_passwords(collection: &str) -> [String; 2] {
+    [
+        format!(
+            "`{collection}` is a base collection, and the dashboard of newer PocketBases (0.40 is \
+             one) has no input for the password of such a record"
+        ),
+        "`pb-nats user add` and `pb-nats user passwd` set passwords with every PocketBase; to type \
+         them in the dashboard, move the users to an auth collection (in the book: \"Passwords in \
+         the dashboard\")"
+            .to_owned(),
+    ]
+}
+
+impl Collection {
+    fn hashes_in_base(&self, password: &str) -> bool {
+        let hashed = |it: &Shape| it.name == password && it.kind == "password";
+        self.kind == "base" && self.fields.iter().any(hashed)
+    }
+}
+
 impl PocketBase {
     /// How PocketBase is set up, as far as it tells. Nothing is written to find out.
     ///
@@ -124,6 +147,10 @@ impl Http {
             too_old: self.is_too_old().await,
             ..Inspection::default()
         };
+        inspection.hashes_in_base = match &inspection.users {
+            Some(users) => users.hashes_in_base(&self.names.password),
+            None => self.shows_no_hash().await,
+        };
         if !self.view.is_empty() {
             let there = self.listed(&self.view, self.token.borrow().clone()).await;
             inspection.view = Some(there.is_some());
@@ -134,6 +161,19 @@ impl Http {
             }
         }
         inspection
+    }
+
+    /// Whether a user of a base collection has a password that is shown as none: so PocketBase does
+    /// with those that it has hashed.
+    async fn shows_no_hash(&self) -> bool {
+        let name = &self.names.password;
+        let filter = format!("{name} != ''");
+        let query = [("skipTotal", "1"), ("perPage", "1"), ("filter", &filter)];
+        let token = self.token.borrow().clone();
+        let shown = self.page(&self.names.users, &query, token).await.unwrap_or_default();
+        shown.first().is_some_and(|it| {
+            !is_of_auth_collection(it) && it.get(name).and_then(Value::as_str) == Some("")
+        })
     }
 
     async fn account(&self) -> Option<Account> {
@@ -168,16 +208,22 @@ impl Http {
         collection: &str,
         token: Option<HeaderValue>,
     ) -> Option<Vec<Map<String, Value>>> {
+        let query = [("skipTotal", "1"), ("perPage", "2"), ("fields", "id")];
+        self.page(collection, &query, token).await
+    }
+
+    async fn page(
+        &self,
+        collection: &str,
+        query: &[(&str, &str)],
+        token: Option<HeaderValue>,
+    ) -> Option<Vec<Map<String, Value>>> {
         #[derive(Deserialize)]
         struct Page {
             items: Vec<Map<String, Value>>,
         }
         let mut url = self.api.url(&["collections", collection, "records"]);
-        url.query_pairs_mut().extend_pairs([
-            ("skipTotal", "1"),
-            ("perPage", "2"),
-            ("fields", "id"),
-        ]);
+        url.query_pairs_mut().extend_pairs(query);
         let answer = self.api.ask(self.api.client.get(url), token.as_ref()).await.ok()?;
         let answer = (answer.status == StatusCode::OK).then_some(answer)?;
         answer.json::<Page>().ok().map(|it| it.items)
@@ -202,10 +248,14 @@ impl Http {
 impl Sqlite {
     async fn inspect(&self) -> Inspection {
         let (database, names) = (self.database.clone(), self.names.clone());
-        let inspect = move || Inspection {
-            users: database.collection(&names.users),
-            roles: database.collection(&names.roles),
-            ..Inspection::default()
+        let inspect = move || {
+            let users: Option<Collection> = database.collection(&names.users);
+            Inspection {
+                hashes_in_base: users.as_ref().is_some_and(|it| it.hashes_in_base(&names.password)),
+                users,
+                roles: database.collection(&names.roles),
+                ..Inspection::default()
+            }
         };
         task::spawn_blocking(inspect).await.expect("reading a database does not panic")
     }

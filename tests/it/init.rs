@@ -87,6 +87,15 @@ pub(crate) fn ended(command: &mut Command, input: &str) -> Output {
     }
 }
 
+/// A record of `nats_users` as `init` makes it, with a password.
+pub(crate) fn record(name: &str, role: &str) -> Value {
+    let roles: Vec<&str> = [role].into_iter().filter(|it| !it.is_empty()).collect();
+    let password = format!("{name}'s password");
+    json!({
+        "username": name, "password": password, "passwordConfirm": password, "role_id": roles,
+    })
+}
+
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
@@ -207,8 +216,8 @@ fn from_nothing_to_the_first_log_in() {
         let roles = pb.ask("GET", "/api/collections/nats_roles/records", &Value::Null);
         let role = &roles["items"].as_array().unwrap().iter().find(|it| it["name"] == "device");
         let ann = json!({
-            "username": "ann", "password": "ann's password", "active": true,
-            "role_id": [role.unwrap()["id"]],
+            "username": "ann", "password": "ann's password", "passwordConfirm": "ann's password",
+            "active": true, "role_id": [role.unwrap()["id"]],
         });
         pb.create("nats_users", &ann);
         init.once().success();
@@ -247,7 +256,7 @@ fn the_service_account_reads_and_does_nothing_else() {
         let token = init.read("pb-nats.token");
         let token = token.trim();
         let role = pb.role("mine", &["a"], &["a"]);
-        let user = pb.create("nats_users", &json!({ "username": "u", "role_id": [role] }));
+        let user = pb.create("nats_users", &record("u", &role));
         let asked = |method: &str, path: &str, body: &Value| {
             pb.request(method, &format!("/api/collections{path}"), token, body)
         };
@@ -275,7 +284,7 @@ fn the_service_account_reads_and_does_nothing_else() {
             ("PATCH", &*format!("/nats_sync/records/{me}"), passwords.clone()),
             ("POST", "/nats_sync/records", passwords),
             ("PATCH", &*format!("/nats_users/records/{user}"), json!({ "active": true })),
-            ("POST", "/nats_users/records", json!({ "username": "v", "role_id": [role] })),
+            ("POST", "/nats_users/records", record("v", &role)),
             ("DELETE", &*format!("/nats_users/records/{user}"), json!(null)),
             ("PATCH", &*format!("/nats_roles/records/{role}"), json!({ "name": "x" })),
             ("POST", "/nats_roles/records", json!({ "name": "x" })),
@@ -343,11 +352,16 @@ fn no_user_can_be_left_without_a_role() {
         let made = |record: &Value| {
             pb.request("POST", "/api/collections/nats_users/records", pb.token(), record).0
         };
-        assert_eq!(made(&json!({ "username": "u" })), 400, "{version:?}");
-        assert_eq!(made(&json!({ "username": "u", "role_id": [role] })), 200, "{version:?}");
-        assert_eq!(made(&json!({ "username": "u", "role_id": [role] })), 400, "{version:?}: twice");
-        assert_eq!(made(&json!({ "username": "v", "role_id": [role], "nkey": "U1" })), 200);
-        assert_eq!(made(&json!({ "username": "w", "role_id": [role], "nkey": "U1" })), 400);
+        let with_nkey = |name: &str| {
+            let mut record = record(name, &role);
+            record["nkey"] = "U1".into();
+            record
+        };
+        assert_eq!(made(&record("u", "")), 400, "{version:?}");
+        assert_eq!(made(&record("u", &role)), 200, "{version:?}");
+        assert_eq!(made(&record("u", &role)), 400, "{version:?}: twice");
+        assert_eq!(made(&with_nkey("v")), 200);
+        assert_eq!(made(&with_nkey("w")), 400);
         let path = format!("/api/collections/nats_roles/records/{role}");
         assert_eq!(pb.request("DELETE", &path, pb.token(), &Value::Null).0, 400, "{version:?}");
     }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    init::{Init, ended},
+    init::{Init, ended, record},
     support::{Optional, Output, Pb, SUPERUSER, Users, write},
 };
 
@@ -33,6 +33,12 @@ fn listed(init: &Init) -> Vec<Value> {
     serde_json::from_str(&list).unwrap()
 }
 
+/// As the dashboard does it.
+fn set_password(pb: &Pb, id: &str, password: &str) {
+    let both = json!({ "password": password, "passwordConfirm": password });
+    pb.update("nats_users", id, &both);
+}
+
 fn id_of(pb: &Pb, name: &str) -> String {
     let users = pb.ask("GET", "/api/collections/nats_users/records", &Value::Null);
     let user = users["items"].as_array().unwrap().iter().find(|it| it["username"] == name);
@@ -55,14 +61,13 @@ fn a_generated_password_is_cheap_and_ends_with_the_next_one() {
         );
 
         // As somebody does in the dashboard, who sees nothing of all this.
-        pb.update("nats_users", &id_of(&pb, "ann"), &json!({ "password": "typed by hand" }));
+        set_password(&pb, &id_of(&pb, "ann"), "typed by hand");
         assert!(!lets_in(&init, "ann", &secret), "{version:?}");
         assert!(lets_in(&init, "ann", "typed by hand"));
         assert_eq!(listed(&init)[0]["cost"], 10);
-        // Nor does it come back when that one is taken away, or is set to the same again.
-        pb.update("nats_users", &id_of(&pb, "ann"), &json!({ "password": "" }));
-        assert_eq!(hash(&init, "ann"), None, "{version:?}");
-        assert_eq!(listed(&init)[0]["state"], "left_out");
+        // Nor does it come back when it is set to the same again: the hash is another one.
+        set_password(&pb, &id_of(&pb, "ann"), &secret);
+        assert!(lets_in(&init, "ann", &secret) && listed(&init)[0]["cost"] == 10, "{version:?}");
 
         let changed = user(&init, &["passwd", "ann", "--generate", "--json"], "").success().stdout;
         let changed: Value = serde_json::from_str(&changed).unwrap();
@@ -255,12 +260,18 @@ fn the_lists_show_how_nats_has_them_and_why_not() {
     let own = pb.role("own", &["a"], &[]);
     let other = pb.role("other", &[], &["b"]);
     let nkey = nkeys::KeyPair::new_user().public_key();
+    let with = |name: &str, roles: &[&str], more: Value| {
+        let mut made = record(name, "");
+        made["role_id"] = json!(roles);
+        made.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        made
+    };
     for record in [
-        json!({ "username": "ann", "password": "ann's password", "role_id": [own, other], "active": true }),
-        json!({ "username": "bob", "password": "bob's password", "role_id": [own] }),
-        json!({ "username": "cat", "role_id": [own], "active": true }),
-        json!({ "username": "dan", "nkey": nkey, "role_id": [other], "active": true }),
-        json!({ "username": "eve", "nkey": "nonsense", "role_id": [other], "active": true }),
+        with("ann", &[&own, &other], json!({ "active": true })),
+        with("bob", &[&own], json!({})),
+        with("dan", &[&other], json!({ "active": true, "nkey": nkey })),
+        with("eve", &[&other], json!({ "active": true, "nkey": "nonsense" })),
+        with("pb-nats-locked", &[&own], json!({ "active": true })),
     ] {
         pb.create("nats_users", &record);
     }
@@ -281,14 +292,14 @@ fn the_lists_show_how_nats_has_them_and_why_not() {
         [
             json!(["ann", "active", "password", 10, ["own", "other"], false]),
             json!(["bob", "inactive", "password", null, ["own"], false]),
-            json!(["cat", "left_out", "none", null, ["own"], true]),
             json!(["dan", "active", "nkey", null, ["other"], false]),
             json!(["eve", "left_out", "nkey", null, ["other"], true]),
+            json!(["pb-nats-locked", "left_out", "password", null, ["own"], true]),
         ]
     );
     let table = ended(&mut init.command(&["user", "list"]), "").success().stdout;
-    assert!(table.contains("cat   left out  own"), "{table}");
-    assert!(table.contains("\n  password: there is neither a password nor an nkey; "), "{table}");
+    assert!(table.contains("pb-nats-locked  left out  own"), "{table}");
+    assert!(table.contains("\n  username: the name is used by nats-server's own"), "{table}");
     let roles = ended(&mut init.command(&["role", "list", "--json"]), "").success().stdout;
     let roles: Vec<Value> = serde_json::from_str(&roles).unwrap();
     let own = roles.iter().find(|it| it["name"] == "own").unwrap();
