@@ -386,7 +386,8 @@ fn card(folder: &Folder, stage: &Stage) -> String {
          \x20 pb-nats -c {settings} explain {USER} pub services.hello\n\
          \x20 pb-nats -c {settings} user add ann --role device --generate \\\n\
          \x20     --superuser {SUPERUSER} --superuser-password-stdin < {file}\n\
-         \x20 nats --server {nats} --user {USER} --password {password} sub 'services.>'\n\n\
+         \x20 nats --server {nats} --user {USER} --password {password} sub 'services.>'\n\
+         Who asks is answered in an inbox of their own: nats --inbox-prefix _INBOX_{USER} …\n\n\
          Ctrl-C ends it all.\n"
     );
     text

@@ -224,6 +224,9 @@ fn from_nothing_to_the_first_log_in() {
         let login = Login::Password("ann", "ann's password");
         let mut ann = Client::connect(nats.address, login).unwrap();
         assert!(ann.may_publish("devices.ann.temperature") && !ann.may_publish("devices.bob.x"));
+        // Replies are between the two who speak.
+        assert!(ann.may_subscribe("_INBOX_ann.>") && !ann.may_subscribe("_INBOX.>"));
+        assert!(!ann.may_subscribe("_INBOX_bob.>"));
 
         // Changes are told, long before the next resync.
         let mut command = init.command(&["run"]);
@@ -237,6 +240,164 @@ fn from_nothing_to_the_first_log_in() {
                 (nats.accepts("ann", "ann's password") == active).then_some(())
             });
         }
+    }
+}
+
+/// Until somebody gives them a role. The seed's own defaults are for settings that say nothing.
+#[test]
+fn in_a_new_set_up_a_user_without_a_role_may_do_nothing() {
+    let pb = Pb::empty(None);
+    let init = Init::of(&pb);
+    let config = fresh_nats(init.dir.path());
+    init.init(&["--nats-config", "nats-server.conf"]).success();
+    let nats = Server::of(&config);
+    let users = pb.ask("GET", "/api/collections/nats_users", &Value::Null);
+    let mut fields = users["fields"].clone();
+    let role = fields.as_array_mut().unwrap().iter_mut().find(|it| it["name"] == "role_id");
+    role.unwrap()["required"] = false.into();
+    pb.ask("PATCH", "/api/collections/nats_users", &json!({ "fields": fields }));
+    let mut plain = record("plain", "");
+    plain["active"] = true.into();
+    pb.create("nats_users", &plain);
+    let may = || {
+        init.once().success();
+        let mut plain =
+            Client::connect(nats.address, Login::Password("plain", "plain's password")).unwrap();
+        [
+            plain.may_publish("PUBLIC.x"),
+            plain.may_subscribe("PUBLIC.x"),
+            plain.may_subscribe("_INBOX.x"),
+        ]
+    };
+    assert_eq!(may(), [false; 3]);
+    let check = init.run(&["check"]).stdout;
+    assert!(check.contains("✓ permissions  users without a role may do nothing\n"), "{check}");
+
+    let settings = init.read("pb-nats.toml");
+    let silent: String =
+        settings.split_inclusive('\n').filter(|it| !it.starts_with("default_")).collect();
+    assert_eq!(settings.lines().count(), silent.lines().count() + 2);
+    write(init.path("pb-nats.toml"), silent);
+    assert_eq!(may(), [true; 3]);
+    let check = init.run(&["check"]).stdout;
+    for part in [
+        "may publish to PUBLIC.> and subscribe to PUBLIC.>, _INBOX.>: so it is where",
+        "`default_publish = []`",
+    ] {
+        assert!(check.contains(part), "{check}");
+    }
+}
+
+/// NATS's users are no users of PocketBase, though their collection could have such.
+#[test]
+fn nobody_logs_in_to_pocketbase_as_a_user_of_nats() {
+    for version in VERSIONS {
+        let pb = Pb::empty(version);
+        let init = Init::of(&pb);
+        let done = init.init(&[]).success().stdout;
+        assert!(done.contains("updated), by which nobody can log in to PocketBase\n"), "{done}");
+        let role = pb.role("mine", &["a"], &["a"]);
+        let mut ann = record("ann", &role);
+        ann["active"] = true.into();
+        let id = pb.create("nats_users", &ann);
+        let list = init.run(&["user", "list"]).success().stdout;
+        assert!(list.contains("ann   in NATS  mine"), "{version:?}: {list}");
+        let ask = |path: &str, body: &Value| {
+            pb.request("POST", &format!("/api/collections/nats_users/{path}"), "", body).0
+        };
+        let closed = |when: &str| {
+            for identity in ["ann", "ann@example.com"] {
+                assert_eq!(pb.log_in("nats_users", identity, "ann's password"), None, "{when}");
+            }
+            let token = pb.ask(
+                "POST",
+                &format!("/api/collections/nats_users/impersonate/{id}"),
+                &json!({ "duration": 60 }),
+            );
+            let token = token["token"].as_str().unwrap();
+            let refresh = "/api/collections/nats_users/auth-refresh";
+            let (status, answer) = pb.request("POST", refresh, token, &Value::Null);
+            assert_eq!(status, 403, "{version:?} {when} {answer}");
+        };
+        pb.update("nats_users", &id, &json!({ "email": "ann@example.com" }));
+        closed("as it was made");
+        let email = json!({ "email": "ann@example.com" });
+        assert!([400, 403].contains(&ask("request-otp", &email)), "{version:?}");
+        assert!([400, 403].contains(&ask("request-password-reset", &email)), "{version:?}");
+        assert!([400, 403].contains(&ask("records", &record("eve", &role))), "{version:?}");
+        // Nor does it take only one switch.
+        let on =
+            json!({ "passwordAuth": { "enabled": true, "identityFields": ["username", "email"] } });
+        pb.ask("PATCH", "/api/collections/nats_users", &on);
+        closed("with passwords switched on");
+    }
+}
+
+/// They see it as it was, are told, and can move with all passwords, as the book says.
+#[test]
+fn a_base_collection_goes_on_and_can_be_moved_to_an_auth_collection() {
+    for version in VERSIONS {
+        let mut pb = Pb::empty(version);
+        pb.create_collections(Users::Password, Optional::Present);
+        let users = pb.ask("GET", "/api/collections/nats_users", &Value::Null);
+        let mut fields = users["fields"].clone();
+        fields.as_array_mut().unwrap().extend([
+            json!({ "name": "generated_hash", "type": "text", "hidden": true }),
+            json!({ "name": "created", "type": "autodate", "onCreate": true }),
+            json!({ "name": "updated", "type": "autodate", "onCreate": true, "onUpdate": true }),
+        ]);
+        pb.ask("PATCH", "/api/collections/nats_users", &json!({ "fields": fields }));
+        let init = Init::of(&pb);
+        let told = init.init(&[]).success().stdout;
+        assert!(told.contains("! `nats_users` is a base collection"), "{version:?}: {told}");
+        assert!(told.contains("`pb-nats user passwd`") && told.contains("move the users"));
+
+        let role = pb.role("mine", &["a"], &["a"]);
+        pb.user("ann", "ann's password", &role);
+        let add = ["user", "add", "bob", "--role", "mine", "--generate"];
+        let secret = init.run(&add).success().stdout;
+        let nkey = nkeys::KeyPair::new_user().public_key();
+        pb.create("nats_users", &json!({ "username": "cat", "nkey": nkey, "active": true }));
+        let before = init.run(&["render"]).success().stdout;
+        assert_eq!(before.matches("{user: ").count() + before.matches("{nkey: ").count(), 3);
+        let with_data_dir = |init: &Init, pb: &Pb| {
+            let data_dir = pb.data_dir();
+            let text = init.read("pb-nats.toml");
+            let url = format!("url = \"{}\"", pb.url());
+            assert!(text.contains(&url), "{text}");
+            let text = text.replace(&url, &format!("data_dir = {data_dir:?}"));
+            write(init.path("file.toml"), text.replace("token_file", "# token_file"));
+            init.run(&["-c", "file.toml", "render"]).success().stdout
+        };
+        assert_eq!(with_data_dir(&init, &pb), before, "{version:?}");
+        let code = |init: &Init| {
+            let check = init.run(&["check", "--json"]).stdout;
+            check.contains("schema.no_password_input")
+        };
+        assert!(code(&init), "{version:?}");
+
+        init.once().success();
+        let settings = init.read("pb-nats.toml");
+        let moved = settings
+            .replace("#user_collection = \"nats_users\"", "user_collection = \"nats_logins\"");
+        assert_ne!(moved, settings);
+        write(init.path("pb-nats.toml"), moved);
+        init.init(&[]).success();
+        // Nobody is there yet, and those who are in NATS stay.
+        init.once().exits(4);
+        let page = fs::read_to_string("docs/running.md").unwrap();
+        let migration = page.split("```js\n").nth(1).unwrap().split("```").next().unwrap();
+        write(pb.data_dir().with_file_name("pb_migrations").join("1_move.js"), migration);
+        pb.stop();
+        pb.resume();
+        assert_eq!(init.run(&["render"]).success().stdout, before, "{version:?}");
+        assert_eq!(with_data_dir(&init, &pb), before, "{version:?}");
+        assert!(!code(&init), "{version:?}");
+        assert!(!init.init(&[]).success().stdout.contains("base collection"));
+        // It is theirs as before, and can be changed.
+        init.run(&["user", "passwd", "bob", "--generate"]).success();
+        let file = init.run(&["render"]).success().stdout;
+        assert_ne!(file, before, "{version:?}: {secret}");
     }
 }
 

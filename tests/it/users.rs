@@ -305,3 +305,125 @@ fn the_lists_show_how_nats_has_them_and_why_not() {
     let own = roles.iter().find(|it| it["name"] == "own").unwrap();
     assert_eq!((&own["users"], &own["publish"]), (&json!(3), &json!(["a"])));
 }
+
+/// By whatever its role loses to it; and whoever only loses a part of it is told.
+#[test]
+fn a_name_by_which_a_user_could_do_nothing_is_refused_at_once() {
+    let pb = Pb::empty(None);
+    let init = Init::of(&pb);
+    init.init(&[]).success();
+    let add = |name: &str, role: &str| {
+        user(&init, &["add", "--role", role, "--generate", "--", name], "")
+    };
+    for name in ["a.b", "a b", "*", "a>"] {
+        let refused = add(name, "device").exits(2);
+        let told = ["could do nothing in NATS", "devices.{{username}}.>", "hint: use {{id}}"];
+        for part in told {
+            assert!(refused.stderr.contains(part), "{name}: {}", refused.stderr);
+        }
+        assert_eq!(refused.stdout, "");
+    }
+    assert_eq!(listed(&init), [] as [Value; 0]);
+    let made = add("a.b", "service").success();
+    assert!(made.stderr.contains("note: ") && made.stderr.contains("_INBOX_{{username}}.>"));
+    // Where the role has the id, any name will do.
+    pb.role("by-id", &["devices.{{id}}.>"], &["_INBOX_{{id}}.>"]);
+    for (name, role) in [("a-b", "device"), ("c.d", "by-id"), ("sensor-7", "service")] {
+        let made = add(name, role).success();
+        assert!(!made.stderr.contains("note: "), "{name}: {}", made.stderr);
+    }
+}
+
+/// What PocketBase makes of the record counts, and not what was asked for.
+#[test]
+fn by_what_a_new_user_has_less_is_told_with_the_password() {
+    let pb = Pb::empty(None);
+    let init = Init::of(&pb);
+    init.init(&[]).success();
+    pb.role("idle", &[], &[]);
+    pb.role("faulty", &["a..b"], &["own"]);
+    let told = |arguments: &[&str], parts: &[&str]| {
+        let said = user(&init, &[arguments, &["--generate"]].concat(), "").success();
+        for part in parts {
+            assert!(said.stderr.contains(part), "{arguments:?}: {}", said.stderr);
+        }
+        assert_eq!(said.stdout.lines().count(), 1, "the password is there all the same");
+        assert_eq!(said.stderr.contains("note: "), !parts.is_empty(), "{}", said.stderr);
+    };
+    told(&["add", "ann", "--role", "device"], &[]);
+    told(&["add", "Ann", "--role", "device"], &["note: ", "differs only in case"]);
+    told(&["add", "bob", "--role", "idle"], &["note: ", "their roles allow nothing"]);
+    told(&["add", "cat", "--role", "faulty"], &["note: ", "\"faulty\"", "\"a..b\""]);
+    told(&["passwd", "ann"], &["differs only in case"]);
+    pb.update("nats_users", &id_of(&pb, "bob"), &json!({ "active": false }));
+    told(&["passwd", "bob"], &["note: ", "not in NATS", "switch `active` on"]);
+    let nkey = nkeys::KeyPair::new_user().public_key();
+    pb.update("nats_users", &id_of(&pb, "cat"), &json!({ "nkey": nkey }));
+    told(&["passwd", "cat"], &["by their nkey"]);
+
+    let json = user(&init, &["passwd", "bob", "--generate", "--json"], "").success().stdout;
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["notes"].as_array().unwrap().len(), 1, "{json}");
+
+    // The field need not be required, and then the settings say what it means to have no role.
+    let users = pb.ask("GET", "/api/collections/nats_users", &Value::Null);
+    let mut fields = users["fields"].clone();
+    let role = fields.as_array_mut().unwrap().iter_mut().find(|it| it["name"] == "role_id");
+    role.unwrap()["required"] = false.into();
+    pb.ask("PATCH", "/api/collections/nats_users", &json!({ "fields": fields }));
+    told(&["add", "dan"], &["note: ", "no role", "[permissions] gives nothing"]);
+}
+
+/// Nothing slows down who guesses at nats-server.
+#[test]
+fn a_password_that_is_guessed_or_mistyped_is_refused() {
+    let pb = Pb::empty(None);
+    let init = Init::of(&pb);
+    init.init(&[]).success();
+    user(&init, &["add", "hannelore", "--role", "device", "--password-stdin"], "eight ch\n")
+        .success();
+    let before = hash(&init, "hannelore");
+    for (password, told) in [
+        ("abcd", "fewer than 8"),
+        ("seven c\n", "fewer than 8"),
+        ("ääääää", "fewer than 8"),
+        ("Hannelore", "own name"),
+        ("long enough ", "white space"),
+        (" long enough", "white space"),
+        ("long enough\r\r\n", "control characters"),
+        ("long\tenough", "control characters"),
+        ("long\0enough", "control characters"),
+        ("two lines\nof a file\n", "control characters"),
+        ("", "empty"),
+        (&"x".repeat(73), "longer than 72 bytes"),
+        (&"ä".repeat(37), "longer than 72 bytes"),
+    ] {
+        for command in [
+            &["add", "hannelore2", "--role", "device", "--password-stdin"][..],
+            &["passwd", "hannelore", "--password-stdin"],
+        ] {
+            // What is the one's own name is not the other's.
+            if told == "own name" && command[0] == "add" {
+                continue;
+            }
+            let refused = user(&init, command, password).exits(2);
+            assert!(refused.stderr.contains(told), "{password:?}: {}", refused.stderr);
+            assert!(refused.stderr.contains("\nhint: "), "{password:?}: {}", refused.stderr);
+            assert!(password.len() < 8 || !refused.stderr.contains(password));
+        }
+    }
+    assert_eq!((listed(&init).len(), hash(&init, "hannelore")), (1, before));
+    for password in ["Hannelore7", "ä b c d e", &"ä".repeat(36), "x".repeat(71).as_str()] {
+        user(&init, &["passwd", "hannelore", "--password-stdin"], password).success();
+        assert!(lets_in(&init, "hannelore", password), "{password}");
+    }
+
+    // What `hash` is for it does not know, so it makes the hash, and says so.
+    for (password, told) in [("abcd", "fewer than 8"), ("long enough ", "white space")] {
+        let said = ended(&mut init.command(&["hash", "--cost", "4"]), password).success();
+        assert!(bcrypt::verify(password, said.stdout.trim()).unwrap());
+        assert!(said.stderr.contains("warning: ") && said.stderr.contains(told), "{}", said.stderr);
+    }
+    let said = ended(&mut init.command(&["hash", "--cost", "4"]), "long enough").success();
+    assert_eq!(said.stderr, "");
+}
