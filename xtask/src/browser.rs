@@ -1,4 +1,6 @@
-//! The status page in a real browser, and the metrics and alert rules before Prometheus' own judge.
+//! The status page and PocketBase's dashboard in a real browser, and the metrics and alert rules before Prometheus' own judge.
+
+mod dashboard;
 
 use std::{
     fs,
@@ -26,7 +28,7 @@ const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist/prometheus/pb-
 const RULES_TEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/pb-nats.rules.test.yml");
 const DASHBOARD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../dist/grafana/pb-nats.json");
 
-/// Drives the page in Chromium, and shows Prometheus the metrics and rules.
+/// Drives the page and the dashboard in Chromium, and shows Prometheus the metrics and rules.
 pub(crate) fn run() -> Result<()> {
     tools::install()?;
     let pb = Pb::start();
@@ -35,7 +37,8 @@ pub(crate) fn run() -> Result<()> {
     let ann = pb.user("ann", "ann-password", &writer);
     pb.user("bob", "bob-password", &pb.role("reader", &[], &["news.>"]));
     pb.create("nats_users", &json!({ "username": "c<b>leo", "active": true }));
-    let mut pb_nats = PbNats::between(cargo::build()?, &pb, &nats);
+    let binary = cargo::build()?;
+    let mut pb_nats = PbNats::between(&binary, &pb, &nats);
     let address = free_address();
     pb_nats.set("admin.listen", address.to_string());
     pb_nats.set("nats.reload_timeout", "1s");
@@ -54,8 +57,11 @@ pub(crate) fn run() -> Result<()> {
     }
     if cargo::there("chromedriver") {
         world.please_chromium()?;
+        dashboard::makes_users(&binary)?;
     } else {
-        println!("skipped, since there is no chromedriver: the page in a browser");
+        println!(
+            "skipped, since there is no chromedriver: the page and the dashboard in a browser"
+        );
     }
     Ok(())
 }
