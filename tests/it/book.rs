@@ -1,23 +1,18 @@
 //! The book in `docs/`: what it says to type is typed here.
 
 use std::{
-    collections::HashSet,
     fs,
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use async_nats::jetstream::{self, consumer::pull, kv, stream};
-use futures_util::StreamExt as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
     PB_NATS,
-    support::{self, Nats, Pb, PbNats, Setup, free_address},
+    support::{self, Nats, Pb, PbNats, free_address},
 };
 
 /// A fenced block, with the line that it begins at and what stands before it.
@@ -32,33 +27,76 @@ struct Block<'a> {
 /// reckoning, and by a real connection.
 #[test]
 fn the_cookbook_tells_the_truth() {
-    let page = fs::read_to_string("docs/cookbook.md").unwrap();
     let (pb, nats) = (Pb::start(), Nats::start());
     let pb_nats = PbNats::between(PB_NATS, &pb, &nats);
-    let (mut role, mut users, mut questions) = (None, HashSet::new(), 0);
-    for block in blocks(&page) {
-        match block.language {
-            "json" => {
-                let record: Value = serde_json::from_str(&block.text).unwrap();
-                role = Some(pb.create("nats_roles", &record));
-            }
-            "sh" => {
-                let role = role.as_ref().expect("a role before its questions");
-                for (line, command) in (block.line + 1..).zip(block.text.lines()) {
-                    let user = command.split(' ').nth(2).unwrap();
-                    if users.insert(user.to_owned()) {
-                        pb.user(user, "secret", role);
-                    }
-                    ask(&pb_nats, command).unwrap_or_else(|problem| {
-                        panic!("docs/cookbook.md:{line}: {command}\n{problem}")
-                    });
-                    questions += 1;
-                }
-            }
-            other => panic!("docs/cookbook.md:{}: a block of `{other}`", block.line),
+    let mut questions = 0;
+    for recipe in recipes() {
+        recipe.make(&pb, "secret");
+        for (line, command) in &recipe.questions {
+            ask(&pb_nats, command)
+                .unwrap_or_else(|problem| panic!("docs/cookbook.md:{line}: {command}\n{problem}"));
+            questions += 1;
         }
     }
-    assert!(questions > 30, "{questions} questions");
+    assert!(questions > 40, "{questions} questions");
+}
+
+/// A role of the cookbook, and what is said of it.
+pub(crate) struct Recipe {
+    /// The fields of the role.
+    pub(crate) role: Value,
+    /// Further fields of those who have it.
+    pub(crate) users: Value,
+    /// The one who is asked about.
+    pub(crate) user: String,
+    /// Commands with their answers, and the lines that they stand on.
+    pub(crate) questions: Vec<(usize, String)>,
+}
+
+impl Recipe {
+    pub(crate) fn name(&self) -> &str {
+        self.role["name"].as_str().expect("a role has a name")
+    }
+
+    /// Makes the role, and the user who is asked about.
+    pub(crate) fn make(&self, pb: &Pb, password: &str) {
+        let id = pb.user(&self.user, password, &pb.create("nats_roles", &self.role));
+        pb.update("nats_users", &id, &self.users);
+    }
+}
+
+/// What the cookbook has: a role, what its users have beside it, and questions.
+pub(crate) fn recipes() -> Vec<Recipe> {
+    let page = fs::read_to_string("docs/cookbook.md").unwrap();
+    let mut recipes: Vec<Recipe> = Vec::new();
+    for block in blocks(&page) {
+        let here = format!("docs/cookbook.md:{}", block.line);
+        match block.language {
+            "json" => {
+                let fields: Value = serde_json::from_str(&block.text).unwrap();
+                if fields["name"].is_null() {
+                    recipes.last_mut().expect("a role before its users").users = fields;
+                } else {
+                    let (users, user, questions) = (json!({}), String::new(), Vec::new());
+                    recipes.push(Recipe { role: fields, users, user, questions });
+                }
+            }
+            "sh" => {
+                let recipe = recipes.last_mut().expect("a role before its questions");
+                for (line, command) in (block.line + 1..).zip(block.text.lines()) {
+                    let user = command.split(' ').nth(2).unwrap();
+                    assert!([user, ""].contains(&&*recipe.user), "{here}: one user a recipe");
+                    user.clone_into(&mut recipe.user);
+                    recipe.questions.push((line, command.to_owned()));
+                }
+            }
+            other => panic!("{here}: a block of `{other}`"),
+        }
+    }
+    for recipe in &recipes {
+        assert!(!recipe.questions.is_empty(), "nothing is said of {}", recipe.name());
+    }
+    recipes
 }
 
 /// `pb-nats explain USER … # allowed`, by records and for real.
@@ -78,180 +116,6 @@ fn ask(pb_nats: &PbNats, command: &str) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// The recipes whose subjects a client library chooses, tried with one.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_jetstream_and_key_value_recipes_serve_a_real_client() {
-    let setting = Setting::new();
-    for (user, role) in [
-        ("till", "stream-publisher"),
-        ("packer", "stream-worker"),
-        ("lamp", "config-reader"),
-        ("admin-panel", "config-writer"),
-    ] {
-        setting.user(user, role);
-    }
-    setting.pb.user("chief", PASSWORD, &setting.pb.role("chief", &[">"], &[">"]));
-    setting.pass();
-    let chief = setting.jetstream("chief").await;
-    let orders = stream::Config {
-        name: "ORDERS".into(),
-        subjects: vec!["orders.>".into()],
-        ..stream::Config::default()
-    };
-    let orders = chief.create_stream(orders).await.unwrap();
-    let worker = pull::Config { durable_name: Some("worker".into()), ..pull::Config::default() };
-    orders.create_consumer(worker).await.unwrap();
-    let config = kv::Config { bucket: "config".into(), ..kv::Config::default() };
-    chief.create_key_value(config).await.unwrap();
-
-    let till = setting.jetstream("till").await;
-    till.publish("orders.new", "one".into()).await.unwrap().await.unwrap();
-
-    let packer = setting.jetstream("packer").await;
-    let stream = packer.get_stream("ORDERS").await.unwrap();
-    let worker = stream.get_consumer::<pull::Config>("worker").await.unwrap();
-    let mut messages = worker.fetch().max_messages(1).messages().await.unwrap();
-    let message = messages.next().await.unwrap().unwrap();
-    assert_eq!(message.payload.as_ref(), b"one");
-    message.double_ack().await.unwrap();
-
-    let panel = setting.jetstream("admin-panel").await.get_key_value("config").await.unwrap();
-    panel.put("colour", "red".into()).await.unwrap();
-
-    let lamp = setting.jetstream("lamp").await.get_key_value("config").await.unwrap();
-    assert_eq!(lamp.get("colour").await.unwrap().as_deref(), Some(&b"red"[..]));
-    let mut changes = lamp.watch_with_history("colour").await.unwrap();
-    assert_eq!(changes.next().await.unwrap().unwrap().value.as_ref(), b"red");
-    panel.delete("colour").await.unwrap();
-    assert_eq!(changes.next().await.unwrap().unwrap().operation, kv::Operation::Delete);
-    assert!(lamp.put("colour", "green".into()).await.is_err(), "a reader does not write");
-}
-
-/// The filter `commands/meter-1/#` needs both subjects, and quality 1 nothing more.
-#[test]
-fn the_mqtt_recipe_serves_a_real_client() {
-    let setting = Setting::new();
-    setting.user("meter-1", "mqtt-device");
-    setting.user("backend", "collector");
-    setting.pass();
-    let mut backend = setting.nats.client("backend", PASSWORD);
-    backend.subscribe("devices.>");
-    backend.flush().unwrap();
-    let mut meter = Mqtt::connect(setting.mqtt, "meter-1", PASSWORD);
-    assert_eq!(meter.subscribe("commands/#", 1), 0x80, "not all commands");
-    assert_eq!(meter.subscribe("commands/meter-1/#", 1), 1);
-    meter.publish("devices/meter-1/power", b"7");
-    let message = backend.next(support::SOON).expect("the backend hears it");
-    assert_eq!((&*message.subject, &*message.payload), ("devices.meter-1.power", &b"7"[..]));
-    backend.publish("commands.meter-1.reboot", b"now");
-    assert_eq!(meter.message(), (String::from("commands/meter-1/reboot"), b"now".to_vec()));
-}
-
-const PASSWORD: &str = "a password";
-
-/// A nats-server with streams and MQTT, and roles from the cookbook.
-struct Setting {
-    pb: Pb,
-    nats: Nats,
-    mqtt: SocketAddr,
-    pb_nats: PbNats,
-    _store: TempDir,
-}
-
-impl Setting {
-    fn new() -> Setting {
-        let (store, mqtt) = (TempDir::new().unwrap(), free_address());
-        let extra = format!(
-            "server_name: one\njetstream {{ store_dir: \"{}\" }}\nmqtt {{ listen: \"{mqtt}\" }}\n",
-            store.path().display()
-        );
-        let (pb, nats) = (Pb::start(), Nats::with(Setup { extra: &extra, ..Setup::default() }));
-        let pb_nats = PbNats::between(PB_NATS, &pb, &nats);
-        Setting { pb, nats, mqtt, pb_nats, _store: store }
-    }
-
-    /// Makes a user with the role of this name in the cookbook.
-    fn user(&self, name: &str, role: &str) {
-        let page = fs::read_to_string("docs/cookbook.md").unwrap();
-        let role = blocks(&page)
-            .into_iter()
-            .filter(|it| it.language == "json")
-            .map(|it| serde_json::from_str::<Value>(&it.text).unwrap())
-            .find(|it| it["name"] == role)
-            .expect("a recipe of this name");
-        self.pb.user(name, PASSWORD, &self.pb.create("nats_roles", &role));
-    }
-
-    fn pass(&self) {
-        let said = self.pb_nats.once();
-        assert_eq!(said.code, Some(0), "{said:?}");
-    }
-
-    async fn jetstream(&self, user: &str) -> jetstream::Context {
-        let options =
-            async_nats::ConnectOptions::with_user_and_password(user.into(), PASSWORD.into());
-        jetstream::new(options.connect(self.nats.url()).await.unwrap())
-    }
-}
-
-/// As much of an MQTT 3.1.1 client as the recipe needs.
-struct Mqtt(TcpStream);
-
-impl Mqtt {
-    fn connect(address: SocketAddr, user: &str, password: &str) -> Mqtt {
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(support::SOON)).unwrap();
-        let mut mqtt = Mqtt(stream);
-        let with_user_password_and_a_clean_session = 0xc2;
-        let head =
-            [&text("MQTT")[..], &[4, with_user_password_and_a_clean_session, 0, 60]].concat();
-        mqtt.send(0x10, &[&head[..], &text(user), &text(user), &text(password)].concat());
-        assert_eq!(mqtt.packet(), (0x20, vec![0, 0]), "connected");
-        mqtt
-    }
-
-    /// Returns what quality was granted.
-    fn subscribe(&mut self, filter: &str, quality: u8) -> u8 {
-        self.send(0x82, &[&[0, 1][..], &text(filter), &[quality]].concat());
-        let (kind, granted) = self.packet();
-        assert_eq!((kind, granted.len()), (0x90, 3));
-        granted[2]
-    }
-
-    /// With quality 1, acknowledged.
-    fn publish(&mut self, topic: &str, payload: &[u8]) {
-        self.send(0x32, &[&text(topic)[..], &[0, 2], payload].concat());
-        assert_eq!(self.packet(), (0x40, vec![0, 2]), "acknowledged");
-    }
-
-    fn message(&mut self) -> (String, Vec<u8>) {
-        let (kind, body) = self.packet();
-        assert_eq!(kind & 0xf0, 0x30, "a message");
-        let (length, rest) = body.split_at(2);
-        let (topic, rest) = rest.split_at(u16::from_be_bytes([length[0], length[1]]).into());
-        let packet_number = if kind & 0x06 == 0 { 0 } else { 2 };
-        (String::from_utf8(topic.to_vec()).unwrap(), rest[packet_number..].to_vec())
-    }
-
-    fn send(&mut self, kind: u8, body: &[u8]) {
-        let length = u8::try_from(body.len()).ok().filter(|it| *it < 128).expect("a short packet");
-        self.0.write_all(&[&[kind, length], body].concat()).unwrap();
-    }
-
-    fn packet(&mut self) -> (u8, Vec<u8>) {
-        let mut head = [0; 2];
-        self.0.read_exact(&mut head).unwrap();
-        let mut body = vec![0; head[1].into()];
-        self.0.read_exact(&mut body).unwrap();
-        (head[0], body)
-    }
-}
-
-/// A string as MQTT writes it.
-fn text(text: &str) -> Vec<u8> {
-    [&u16::try_from(text.len()).unwrap().to_be_bytes(), text.as_bytes()].concat()
 }
 
 /// Typed literally, in an empty folder, with only the ports changed.

@@ -17,6 +17,7 @@ mod init;
 mod manners;
 mod middlebox;
 mod permissions;
+mod recipes;
 mod reconcile;
 mod server;
 mod source;

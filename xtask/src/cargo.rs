@@ -18,6 +18,18 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
     run(with_servers(cargo().args(["test", "--workspace"]))?.args(arguments))
 }
 
+/// Tries the recipes of the cookbook with nats.js, which needs Node.js.
+pub(crate) fn clients() -> Result<()> {
+    if !["node", "npm"].iter().all(there) {
+        println!("left out: nats.js, since there is no Node.js (Debian: apt install nodejs npm)");
+        return Ok(());
+    }
+    let packages = tools::install_nats_js()?;
+    let mut command = cargo();
+    command.args(["test", "--package", "pb-nats", "--test", "it", "nats_js"]);
+    run(with_servers(&mut command)?.env("PB_NATS_TEST_NATS_JS", packages))
+}
+
 /// Measures the whole: how fast a change is in force, and what that costs.
 pub(crate) fn bench(quick: bool, million: bool, users: Option<usize>) -> Result<()> {
     let mut command = cargo();
@@ -74,6 +86,8 @@ pub(crate) fn ci() -> Result<()> {
     step("demo", cargo().args(["xtask", "demo", "--check"]))?;
     install(&["chromium", "chromedriver"], &["chromium", "chromium-driver"]);
     step("page, metrics and alert rules", cargo().args(["xtask", "browser"]))?;
+    install(&["node", "npm"], &["nodejs", "npm"]);
+    step("recipes, with nats.js", cargo().args(["xtask", "clients"]))?;
     install(&["strace", "faketime"], &["strace", "faketime"]);
     step("faults", cargo().args(["xtask", "faults", "--quick"]))?;
     step("benchmarks, in small", cargo().args(["xtask", "bench", "--quick"]))

@@ -44,6 +44,8 @@ enum Task {
     Dist,
     /// Show the status page to Chromium, and metrics and alert rules to Prometheus' promtool.
     Browser,
+    /// Try the cookbook's recipes with nats.js, too; it needs Node.js.
+    Clients,
     /// All that has to hold before a change is merged.
     Ci,
     /// Write the generated pages in `docs/` anew.
@@ -70,7 +72,8 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
-    /// Fetch the servers that tests and demo run, at their pinned versions, into `target/tools`.
+    /// Fetch the servers and clients that tests and demo run, at their pinned versions, into
+    /// `target/tools`.
     Tools,
 }
 
@@ -92,6 +95,7 @@ fn run(task: Task) -> Result<()> {
         Task::Faults(arguments) => faults::run(&arguments),
         Task::Dist => dist::run(),
         Task::Browser => browser::run(),
+        Task::Clients => cargo::clients(),
         Task::Ci => cargo::ci(),
         Task::Docs { check } => cargo::docs(check),
         Task::Bench { quick, million, users } => cargo::bench(quick, million, users),

