@@ -3,6 +3,7 @@
 //! What NATS should allow is worked out once, by [`Desired`], for the file as for the answers here.
 //! The records are only searched for the lines that it followed.
 
+mod advice;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
     BadSubject, ConnectionType, Credential, Delivery, Desired, Effect, Finding, Permissions,
-    Policy, Responses, RoleRecord, Rules, Snapshot, Subject, Subjects, User, UserRecord, counted,
+    Policy, Responses, RoleRecord, Rules, Snapshot, Subject, Subjects, User, UserRecord,
     desired::{array, responses},
     matching::{Ruling, withheld},
     subject::{Values, fill},
@@ -364,8 +365,9 @@ impl Explain {
             Answer { because, notes, ..answer(verdict) }
         } else {
             let because = self.why_denied(user, question, &ruling, &lines);
-            let change = self.what_to_change(user, question, &ruling, &lines);
-            Answer { because, change, ..answer(Verdict::Denied) }
+            let advice = self.advice(user, known, question, &ruling, &lines);
+            let (change, notes) = (advice.told(), advice.notes);
+            Answer { because, change, notes, ..answer(Verdict::Denied) }
         };
         if question.action == Action::Publish
             && answer.verdict == Verdict::Denied
@@ -552,11 +554,14 @@ impl Explain {
         if ruling.reserved {
             return vec![Reason::Reserved];
         }
+        let denied = denying(lines, &question.text);
+        let mut because: Vec<_> =
+            denied.map(|it| Reason::Denied { line: it.line.clone() }).collect();
         // Beside what is not allowed anyway, what we added decides nothing.
-        let decides = |it: &Reason| !ruling.allow.is_empty() || matches!(it, Reason::Denied { .. });
-        let mut because: Vec<_> = denials(lines, &ruling.deny).filter(decides).collect();
-        because
-            .extend(denying_all(lines, ruling).map(|it| Reason::Denied { line: it.line.clone() }));
+        if !ruling.allow.is_empty() {
+            let added = denials(lines, &ruling.deny);
+            because.extend(added.filter(|it| matches!(it, Reason::Added { .. })));
+        }
         if ruling.allow.is_empty() {
             let others = following(lines, true, &ruling.other_groups);
             because.extend(others.map(|it| Reason::OtherGroup { line: it.line.clone() }));
@@ -588,64 +593,6 @@ impl Explain {
                 it.field.starts_with(name) || it.field.starts_with(&format!("default_{name}"));
             theirs && here && matches!(it.effect, Effect::NotGranted | Effect::DirectionDenied)
         })
-    }
-
-    fn what_to_change(
-        &self,
-        user: &UserRecord,
-        question: &Question,
-        ruling: &Ruling<'_>,
-        lines: &[Entry],
-    ) -> Vec<String> {
-        if ruling.reserved {
-            return vec!["choose another subject or queue group; no record changes it".to_owned()];
-        }
-        let mut change = Vec::new();
-        let denying = following(lines, false, &ruling.deny).chain(denying_all(lines, ruling));
-        for Entry { line, .. } in denying {
-            let Line { record, field, entry, .. } = line;
-            change.push(format!("take {entry:?} out of {field} of {record}"));
-        }
-        for finding in self.in_doubt(user, question.action) {
-            if finding.effect == Effect::DirectionDenied {
-                let Finding { collection, id, name, field, problem, .. } = finding;
-                change.push(format!(
-                    "mend {field} of {collection}/{id} {name:?}: {}",
-                    problem.mend()
-                ));
-            }
-        }
-        let blocked = !change.is_empty();
-        if !ruling.allow.is_empty() || blocked && allow(lines, &question.text) {
-            return change;
-        }
-        for group in ruling.other_groups.iter().filter_map(|it| it.queue()) {
-            change.push(format!("subscribe in the queue group `{group}`"));
-        }
-        let and = match (blocked, change.is_empty()) {
-            (_, true) => "",
-            (true, false) => "and ",
-            (false, false) => "or ",
-        };
-        let places = self.places(user, question.action).join(", or to ");
-        change.push(format!("{and}add {:?} to {places}", question.text.as_str()));
-        change
-    }
-
-    /// Where a line could be added for the user: who else gets it is told.
-    fn places(&self, user: &UserRecord, action: Action) -> Vec<String> {
-        let noun = action.noun();
-        let shared = self.roles(user).map(|role| {
-            let has = |it: &&UserRecord| it.active && it.roles.contains(&role.id);
-            let users = counted(self.snapshot.users.iter().filter(has).count(), "active user");
-            format!("{noun}_permissions of {} ({users})", self.role_record(role))
-        });
-        let mut places: Vec<_> = shared.collect();
-        if places.is_empty() {
-            places.push(format!("default_{noun} in the settings (every user without a role)"));
-        }
-        places.push(format!("{noun}_permissions of {}", self.user_record(user)));
-        places
     }
 
     /// All lines of one direction, and what we add to them.
@@ -689,6 +636,7 @@ fn why_allowed(
 }
 
 /// A line, and what it says.
+#[derive(Debug)]
 struct Entry {
     allows: bool,
     subject: Subject,
@@ -711,10 +659,11 @@ fn following<'a>(
     lines.iter().filter(move |it| it.allows == allows && subjects.contains(&&it.subject))
 }
 
-/// The lines that deny everything, where nothing else decides: there [`Desired`] keeps neither list.
-fn denying_all<'a>(lines: &'a [Entry], ruling: &Ruling<'_>) -> impl Iterator<Item = &'a Entry> {
-    let decided = !ruling.deny.is_empty();
-    lines.iter().filter(move |it| !decided && !it.allows && it.subject.is_everything())
+/// The lines that deny it. [`Desired`] keeps no line that another makes needless, and where nothing
+/// at all is left it keeps none.
+fn denying<'a>(lines: &'a [Entry], text: &Subject) -> impl Iterator<Item = &'a Entry> {
+    let group = |it: &Subject| it.queue().is_none_or(|all| text.is_for(all));
+    lines.iter().filter(move |it| !it.allows && it.subject.takes(text) && group(&it.subject))
 }
 
 /// Whether some line allows it, were nothing denied.

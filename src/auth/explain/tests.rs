@@ -1,12 +1,15 @@
 #![expect(clippy::needless_pass_by_value, reason = "so that tables can be written with `json!`")]
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::Arc};
 
 use insta::assert_snapshot;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::*;
+use super::{
+    advice::{Change, Who},
+    *,
+};
 use crate::auth::{
     Problem,
     tests::{policy, role, user},
@@ -83,41 +86,46 @@ fn what_is_denied_names_what_would_have_to_change() {
     assert_snapshot!(ann(json!({"roles": ["r1"]}), roles(), &["pub pay.me", "sub jobs", "sub jobs r"]), @r#"
     "ann" may not publish to "pay.me"
       denied by nats_roles/r1 "clerk": publish_deny_permissions[0] "pay.>"
-      change: take "pay.>" out of publish_deny_permissions of nats_roles/r1 "clerk"
+      change: take "pay.>" out of publish_deny_permissions of nats_roles/r1 "clerk", which lifts it for all who have the role (1 active user)
     "ann" may not subscribe to "jobs"
       allowed to a queue group only, by nats_roles/r1 "clerk": subscribe_permissions[0] "jobs q"
       change: subscribe in the queue group `q`
-      change: or add "jobs" to subscribe_permissions of nats_roles/r1 "clerk" (1 active user), or to subscribe_permissions of nats_users/u1 "ann"
+      change: or add "jobs" to subscribe_permissions of nats_users/u1 "ann", for this user alone
+      change: or add "jobs" to subscribe_permissions of nats_roles/r1 "clerk", the same for all who have the role (1 active user)
     "ann" may not subscribe to "jobs" in the queue group "r"
       allowed to a queue group only, by nats_roles/r1 "clerk": subscribe_permissions[0] "jobs q"
       change: subscribe in the queue group `q`
-      change: or add "jobs r" to subscribe_permissions of nats_roles/r1 "clerk" (1 active user), or to subscribe_permissions of nats_users/u1 "ann"
+      change: or add "jobs r" to subscribe_permissions of nats_users/u1 "ann", for this user alone
+      change: or add "jobs r" to subscribe_permissions of nats_roles/r1 "clerk", the same for all who have the role (1 active user)
     "#);
     assert_snapshot!(ann(json!({"roles": ["r2"]}), roles(), &["pub a", "pub b"]), @r#"
     "ann" may not publish to "a"
       denied by nats_roles/r2 "none": publish_deny_permissions[0] ">"
-      change: take ">" out of publish_deny_permissions of nats_roles/r2 "none"
+      change: take ">" out of publish_deny_permissions of nats_roles/r2 "none", which lifts it for all who have the role (1 active user)
       note: each request that comes may be answered up to 3 times within 120s on its reply subject, denied or not, by allow_response of nats_roles/r2 "none"
     "ann" may not publish to "b"
       denied by nats_roles/r2 "none": publish_deny_permissions[0] ">"
-      change: take ">" out of publish_deny_permissions of nats_roles/r2 "none"
-      change: and add "b" to publish_permissions of nats_roles/r2 "none" (1 active user), or to publish_permissions of nats_users/u1 "ann"
+      change: take ">" out of publish_deny_permissions of nats_roles/r2 "none", which lifts it for all who have the role (1 active user)
+      change: and add "b" to publish_permissions of nats_users/u1 "ann", for this user alone
+      change: or add "b" to publish_permissions of nats_roles/r2 "none", the same for all who have the role (1 active user)
       note: each request that comes may be answered up to 3 times within 120s on its reply subject, denied or not, by allow_response of nats_roles/r2 "none"
     "#);
     assert_snapshot!(ann(json!({"roles": ["r3"]}), roles(), &["pub a", "sub c"]), @r#"
     "ann" may not publish to "a"
       nats_roles/r3 "typo": publish_permissions "b..c": it is not a subject: a token between its dots is empty; not granted; correct the subject, such as a.*.c or a.>
       nats_roles/r3 "typo": publish_deny_permissions "x..y": it is not a subject: a token between its dots is empty; denies this whole direction
-      change: mend publish_deny_permissions of nats_roles/r3 "typo": correct the subject, such as a.*.c or a.>
+      change: fix publish_deny_permissions of nats_roles/r3 "typo": correct the subject, such as a.*.c or a.>
     "ann" may not subscribe to "c"
       no line allows it
       nats_roles/r3 "typo": subscribe_permissions "c d e": it is not a subject: it has white space; not granted; correct the subject, such as a.*.c or a.>
-      change: add "c" to subscribe_permissions of nats_roles/r3 "typo" (1 active user), or to subscribe_permissions of nats_users/u1 "ann"
+      change: add "c" to subscribe_permissions of nats_users/u1 "ann", for this user alone
+      change: or add "c" to subscribe_permissions of nats_roles/r3 "typo", the same for all who have the role (1 active user)
     "#);
     assert_snapshot!(ann(json!({"types": ["MQTT"]}), roles(), &["pub x", "pub $NRG.x", "sub x _sys_"]), @r#"
     "ann" may not publish to "x"
       no line allows it
-      change: add "x" to default_publish in the settings (every user without a role), or to publish_permissions of nats_users/u1 "ann"
+      change: add "x" to publish_permissions of nats_users/u1 "ann", for this user alone
+      change: or give the user a role that allows it
       note: the user may only connect by MQTT
     "ann" may not publish to "$NRG.x"
       nats-server keeps it for itself
@@ -127,6 +135,211 @@ fn what_is_denied_names_what_would_have_to_change() {
       nats-server keeps it for itself
       change: choose another subject or queue group; no record changes it
       note: the user may only connect by MQTT
+    "#);
+}
+
+/// Nobody else is to gain, and what is nats-server's own is left to it.
+#[test]
+fn who_may_not_is_told_what_a_careful_person_would_do() {
+    let roles = || {
+        vec![
+            role(
+                "r1",
+                "device",
+                json!({"pub": ["d.{{username}}.temp", "PUBLIC.x"], "sub": ["c.{{username}}.>"]}),
+            ),
+            role("r2", "asker", json!({"sub": ["_INBOX_{{username}}.>"], "respond": true})),
+            role(
+                "r3",
+                "all",
+                json!({"sub": [">"], "subdeny": ["_INBOX.>", "$SYS.>"], "pubdeny": ["$SYS.>"]}),
+            ),
+        ]
+    };
+    let said = |fields: Value, questions: &[&str]| {
+        let mut record = json!({"username": "ann"});
+        record.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let others = [
+            json!({"username": "bob", "roles": ["r1"]}),
+            json!({"username": "a.c", "roles": ["r1"]}),
+        ];
+        let [bob, ac] = others;
+        let users = vec![user("u1", record), user("u2", bob), user("u3", ac)];
+        let explain = explain(users, roles());
+        let mut told = String::new();
+        for it in questions {
+            let (name, it) = it.split_once(": ").unwrap_or(("ann", it));
+            let user = explain.user(name).unwrap();
+            let answer = explain.answer(user, &question(it), Delivery::All);
+            writeln!(told, "{answer}").unwrap();
+            answer.change.iter().for_each(|it| writeln!(told, "  {it}").unwrap());
+            answer.notes.iter().for_each(|it| writeln!(told, "  note: {it}").unwrap());
+        }
+        told
+    };
+    let device = json!({"roles": ["r1"]});
+    assert_snapshot!(said(device.clone(), &[
+        "pub d.ann.humid", "pub d.u1.temp", "pub d.bob.temp", "pub d.nobody.temp", "pub gw-ann.up", "pub x.bob",
+        "a.c: pub d.a.c.temp", "pub alarm", "sub c.>", "sub >", "sub jobs workers", "sub jobs.ann workers",
+    ]), @r#"
+    "ann" may not publish to "d.ann.humid"
+      add "d.{{username}}.humid" to publish_permissions of nats_roles/r1 "device", for each who has the role their own (3 active users)
+      or add "d.ann.humid" to publish_permissions of nats_users/u1 "ann", for this user alone
+    "ann" may not publish to "d.u1.temp"
+      add "d.{{id}}.temp" to publish_permissions of nats_roles/r1 "device", for each who has the role their own (3 active users)
+      or add "d.u1.temp" to publish_permissions of nats_users/u1 "ann", for this user alone
+    "ann" may not publish to "d.bob.temp"
+      add "d.bob.temp" to publish_permissions of nats_users/u1 "ann", for this user alone
+      note: by "d.{{username}}.temp" of nats_roles/r1 "device" each user has their own, and this is not theirs
+    "ann" may not publish to "d.nobody.temp"
+      add "d.nobody.temp" to publish_permissions of nats_users/u1 "ann", for this user alone
+      note: by "d.{{username}}.temp" of nats_roles/r1 "device" each user has their own, and this is not theirs
+    "ann" may not publish to "gw-ann.up"
+      add "gw-{{username}}.up" to publish_permissions of nats_roles/r1 "device", for each who has the role their own (3 active users)
+      or add "gw-ann.up" to publish_permissions of nats_users/u1 "ann", for this user alone
+    "ann" may not publish to "x.bob"
+      add "x.bob" to publish_permissions of nats_users/u1 "ann", for this user alone
+      note: "bob" is another user
+    "a.c" may not publish to "d.a.c.temp"
+      add "d.a.c.temp" to publish_permissions of nats_users/u3 "a.c", for this user alone
+      note: "a.c" is several tokens of a subject, so no role can give each their own
+    "ann" may not publish to "alarm"
+      add "alarm" to publish_permissions of nats_users/u1 "ann", for this user alone
+      or add "alarm" to publish_permissions of nats_roles/r1 "device", the same for all who have the role (3 active users)
+    "ann" may not subscribe to "c.>"
+      subscribe to "c.ann.>" instead, which is allowed
+      or add "c.>" to subscribe_permissions of nats_users/u1 "ann", for this user alone
+      note: by "c.{{username}}.>" of nats_roles/r1 "device" each user has their own, and this reaches that of others
+    "ann" may not subscribe to ">"
+      subscribe to "c.ann.>" instead, which is allowed
+      or add ">" to subscribe_permissions of nats_users/u1 "ann", for this user alone
+      note: this reaches into everybody's inbox, and into what nats-server keeps there
+      note: by "c.{{username}}.>" of nats_roles/r1 "device" each user has their own, and this reaches that of others
+    "ann" may not subscribe to "jobs" in the queue group "workers"
+      add "jobs workers" to subscribe_permissions of nats_users/u1 "ann", for this user alone
+      or add "jobs workers" to subscribe_permissions of nats_roles/r1 "device", the same for all who have the role (3 active users)
+    "ann" may not subscribe to "jobs.ann" in the queue group "workers"
+      add "jobs.{{username}} workers" to subscribe_permissions of nats_roles/r1 "device", for each who has the role their own (3 active users)
+      or add "jobs.ann workers" to subscribe_permissions of nats_users/u1 "ann", for this user alone
+    "#);
+    assert_snapshot!(said(device, &[
+        "sub _INBOX.x7.*", "sub _INBOX_ann.x7.*", "sub _INBOX_u1.>", "sub _INBOX_bob.>", "a.c: sub _INBOX.>",
+        "pub _INBOX.x7.1", "pub $SYS.REQ.SERVER.PING", "sub $SYS.>", "sub $MQTT.sub.x7", "pub $MQTT.sess.x",
+        "pub $JS.ACK.ORDERS.worker.1.2.3.4.5", "pub $JS.FC.KV_config.x7.y", "pub $JS.API.CONSUMER.INFO.KV_config.x7",
+        "pub $JS.API.CONSUMER.CREATE.KV_config.x7.$KV.config.colour", "pub $JS.API.CONSUMER.CREATE.ORDERS.mine",
+        "pub $JS.API.STREAM.DELETE.ORDERS", "pub $KV.config.colour", "pub $KV.config.ann",
+    ]), @r#"
+    "ann" may not subscribe to "_INBOX.x7.*"
+      this is a reply inbox: set the client's inbox prefix to "_INBOX_ann"
+      and add "_INBOX_{{username}}.>" to subscribe_permissions of nats_roles/r1 "device", for each who has the role their own (3 active users)
+      or add "_INBOX_ann.>" to subscribe_permissions of nats_users/u1 "ann", for this user alone
+      note: "_INBOX.>" would be shared: whoever has it reads everybody's replies
+    "ann" may not subscribe to "_INBOX_ann.x7.*"
+      this is a reply inbox: set the client's inbox prefix to "_INBOX_ann"
+      and add "_INBOX_{{username}}.>" to subscribe_permissions of nats_roles/r1 "device", for each who has the role their own (3 active users)
+      or add "_INBOX_ann.>" to subscribe_permissions of nats_users/u1 "ann", for this user alone
+    "ann" may not subscribe to "_INBOX_u1.>"
+      this is a reply inbox: set the client's inbox prefix to "_INBOX_u1"
+      and add "_INBOX_{{id}}.>" to subscribe_permissions of nats_roles/r1 "device", for each who has the role their own (3 active users)
+      or add "_INBOX_u1.>" to subscribe_permissions of nats_users/u1 "ann", for this user alone
+    "ann" may not subscribe to "_INBOX_bob.>"
+      this is a reply inbox: set the client's inbox prefix to "_INBOX_ann"
+      and add "_INBOX_{{username}}.>" to subscribe_permissions of nats_roles/r1 "device", for each who has the role their own (3 active users)
+      or add "_INBOX_ann.>" to subscribe_permissions of nats_users/u1 "ann", for this user alone
+    "a.c" may not subscribe to "_INBOX.>"
+      this is a reply inbox: set the client's inbox prefix to "_INBOX_u3"
+      and add "_INBOX_{{id}}.>" to subscribe_permissions of nats_roles/r1 "device", for each who has the role their own (3 active users)
+      or add "_INBOX_u3.>" to subscribe_permissions of nats_users/u3 "a.c", for this user alone
+      note: "_INBOX.>" would be shared: whoever has it reads everybody's replies
+    "ann" may not publish to "_INBOX.x7.1"
+      this is a reply inbox: switch on allow_response of nats_roles/r1 "device" (3 active users), and each may answer what comes to them, and nothing else there
+    "ann" may not publish to "$SYS.REQ.SERVER.PING"
+      leave it to nats-server: what is below "$SYS" is its own, and no record should allow it; to ask or watch a server, log in as a user of its system account, which the main config has
+    "ann" may not subscribe to "$SYS.>"
+      leave it to nats-server: what is below "$SYS" is its own, and no record should allow it; to ask or watch a server, log in as a user of its system account, which the main config has
+    "ann" may not subscribe to "$MQTT.sub.x7"
+      set allowed_connection_types of nats_users/u1 "ann" to ["MQTT", "MQTT_WS"]: this is for MQTT, and by an ordinary connection "$MQTT.sub.>" shows what all others get
+      and update nats-server to 2.12 or later, which needs no line for this; before, MQTT's QoS 1 and 2 do
+      or add "$MQTT.sub.>" to subscribe_permissions of nats_users/u1 "ann", for this user alone
+    "ann" may not publish to "$MQTT.sess.x"
+      leave it to nats-server: what is below "$MQTT" is its own, and no record should allow it; to ask or watch a server, log in as a user of its system account, which the main config has
+    "ann" may not publish to "$JS.ACK.ORDERS.worker.1.2.3.4.5"
+      add "$JS.ACK.ORDERS.worker.>" to publish_permissions of nats_users/u1 "ann", for this user alone
+      or add "$JS.ACK.ORDERS.worker.>" to publish_permissions of nats_roles/r1 "device", the same for all who have the role (3 active users)
+      note: a client of JetStream needs several subjects: the cookbook lists them
+    "ann" may not publish to "$JS.FC.KV_config.x7.y"
+      add "$JS.FC.KV_config.>" to publish_permissions of nats_users/u1 "ann", for this user alone
+      or add "$JS.FC.KV_config.>" to publish_permissions of nats_roles/r1 "device", the same for all who have the role (3 active users)
+      note: a client of JetStream needs several subjects: the cookbook lists them
+    "ann" may not publish to "$JS.API.CONSUMER.INFO.KV_config.x7"
+      add "$JS.API.CONSUMER.INFO.KV_config.*" to publish_permissions of nats_users/u1 "ann", for this user alone
+      or add "$JS.API.CONSUMER.INFO.KV_config.*" to publish_permissions of nats_roles/r1 "device", the same for all who have the role (3 active users)
+      note: a client of JetStream needs several subjects: the cookbook lists them
+    "ann" may not publish to "$JS.API.CONSUMER.CREATE.KV_config.x7.$KV.config.colour"
+      add "$JS.API.CONSUMER.CREATE.KV_config.*.$KV.config.colour" to publish_permissions of nats_users/u1 "ann", for this user alone
+      or add "$JS.API.CONSUMER.CREATE.KV_config.*.$KV.config.colour" to publish_permissions of nats_roles/r1 "device", the same for all who have the role (3 active users)
+      note: whoever may make a consumer can have it deliver to any subject; the cookbook lists what a client needs beside it
+    "ann" may not publish to "$JS.API.CONSUMER.CREATE.ORDERS.mine"
+      add "$JS.API.CONSUMER.CREATE.ORDERS.mine" to publish_permissions of nats_users/u1 "ann", for this user alone
+      or add "$JS.API.CONSUMER.CREATE.ORDERS.mine" to publish_permissions of nats_roles/r1 "device", the same for all who have the role (3 active users)
+      note: whoever may make a consumer can have it deliver to any subject; the cookbook lists what a client needs beside it
+    "ann" may not publish to "$JS.API.STREAM.DELETE.ORDERS"
+      add "$JS.API.STREAM.DELETE.ORDERS" to publish_permissions of nats_users/u1 "ann", for this user alone
+      note: whoever may do this can take away, or copy, what is others'
+    "ann" may not publish to "$KV.config.colour"
+      add "$KV.config.colour" to publish_permissions of nats_users/u1 "ann", for this user alone
+      or add "$KV.config.colour" to publish_permissions of nats_roles/r1 "device", the same for all who have the role (3 active users)
+      note: whoever may write one key of a bucket can empty the bucket; the cookbook lists what a client needs beside it
+    "ann" may not publish to "$KV.config.ann"
+      add "$KV.config.{{username}}" to publish_permissions of nats_roles/r1 "device", for each who has the role their own (3 active users)
+      or add "$KV.config.ann" to publish_permissions of nats_users/u1 "ann", for this user alone
+      note: whoever may write one key of a bucket can empty the bucket; the cookbook lists what a client needs beside it
+    "#);
+    assert_snapshot!(said(json!({"roles": ["r2"], "types": ["MQTT"]}), &[
+        "sub _INBOX.x7.*", "sub _INBOX_bob.>", "pub _INBOX.x7.1", "sub $MQTT.deliver.x7", "pub x",
+    ]), @r#"
+    "ann" may not subscribe to "_INBOX.x7.*"
+      this is a reply inbox, and their own is open to them: set the client's inbox prefix to "_INBOX_ann"
+      note: "_INBOX.>" would be shared: whoever has it reads everybody's replies
+      note: the user may only connect by MQTT
+    "ann" may not subscribe to "_INBOX_bob.>"
+      this is a reply inbox, and their own is open to them: set the client's inbox prefix to "_INBOX_ann"
+      note: the user may only connect by MQTT
+    "ann" may not publish to "_INBOX.x7.1"
+      nothing, if this is to answer a request: that is allowed, on the reply subject which the request brings
+      note: each request that comes may be answered once within 120s on its reply subject, denied or not, by allow_response of nats_roles/r2 "asker"
+      note: the user may only connect by MQTT
+    "ann" may not subscribe to "$MQTT.deliver.x7"
+      update nats-server to 2.12 or later, which needs no line for this; before, MQTT's QoS 1 and 2 do
+      or add "$MQTT.deliver.>" to subscribe_permissions of nats_users/u1 "ann", for this user alone
+      or add "$MQTT.deliver.>" to subscribe_permissions of nats_roles/r2 "asker", the same for all who have the role (1 active user)
+      note: the user may only connect by MQTT
+    "ann" may not publish to "x"
+      add "x" to publish_permissions of nats_users/u1 "ann", for this user alone
+      or add "x" to publish_permissions of nats_roles/r2 "asker", the same for all who have the role (1 active user)
+      note: each request that comes may be answered once within 120s on its reply subject, denied or not, by allow_response of nats_roles/r2 "asker"
+      note: the user may only connect by MQTT
+    "#);
+    assert_snapshot!(said(json!({"roles": ["r3"]}), &[
+        "sub _INBOX.x7.*", "sub $SYS.>", "pub $SYS.x",
+    ]), @r#"
+    "ann" may not subscribe to "_INBOX.x7.*"
+      this is a reply inbox, and their own is open to them: set the client's inbox prefix to "_INBOX_ann"
+      note: "_INBOX.>" would be shared: whoever has it reads everybody's replies
+    "ann" may not subscribe to "$SYS.>"
+      leave it to nats-server: what is below "$SYS" is its own, and no record should allow it; to ask or watch a server, log in as a user of its system account, which the main config has
+    "ann" may not publish to "$SYS.x"
+      leave it to nats-server: what is below "$SYS" is its own, and no record should allow it; to ask or watch a server, log in as a user of its system account, which the main config has
+    "#);
+    assert_snapshot!(said(json!({}), &["sub _INBOX_ann.>", "pub orders.new", "pub _INBOX.x"]), @r#"
+    "ann" may not subscribe to "_INBOX_ann.>"
+      this is a reply inbox: set the client's inbox prefix to "_INBOX_ann"
+      and add "_INBOX_ann.>" to subscribe_permissions of nats_users/u1 "ann", for this user alone
+    "ann" may not publish to "orders.new"
+      add "orders.new" to publish_permissions of nats_users/u1 "ann", for this user alone
+      or give the user a role that allows it
+    "ann" may not publish to "_INBOX.x"
+      this is a reply inbox: give the user a role with allow_response, by which they may answer what comes to them
     "#);
 }
 
@@ -173,7 +386,8 @@ fn what_nats_server_delivers_of_a_subscription_is_told() {
       allowed by nats_roles/r "reader": subscribe_permissions[0] "news.*"
     "ann" may not subscribe to "news.a.b"
       no line allows it
-      change: add "news.a.b" to subscribe_permissions of nats_roles/r "reader" (1 active user), or to subscribe_permissions of nats_users/u1 "ann"
+      change: add "news.a.b" to subscribe_permissions of nats_users/u1 "ann", for this user alone
+      change: or add "news.a.b" to subscribe_permissions of nats_roles/r "reader", the same for all who have the role (1 active user)
     "ann" may subscribe to "news.>" in the queue group "r", but does not get all of it
       allowed by nats_roles/r "reader": subscribe_permissions[0] "news.*"
       "news.*.>" is denied by pb-nats, since nats-server would take it as allowed by nats_roles/r "reader": subscribe_permissions[0] "news.*"
@@ -187,7 +401,8 @@ fn what_nats_server_delivers_of_a_subscription_is_told() {
       allowed by nats_roles/r "reader": subscribe_permissions[0] "*.*"
     "ann" may not subscribe to "news.a.b"
       no line allows it
-      change: add "news.a.b" to subscribe_permissions of nats_roles/r "reader" (1 active user), or to subscribe_permissions of nats_users/u1 "ann"
+      change: add "news.a.b" to subscribe_permissions of nats_users/u1 "ann", for this user alone
+      change: or add "news.a.b" to subscribe_permissions of nats_roles/r "reader", the same for all who have the role (1 active user)
     "ann" may subscribe to "news.>" in the queue group "r", but does not get all of it
       allowed by nats_roles/r "reader": subscribe_permissions[0] "*.*"
       "*.*.>" is denied by pb-nats, since nats-server would take it as allowed by nats_roles/r "reader": subscribe_permissions[0] "*.*"
@@ -407,4 +622,146 @@ proptest! {
             }
         }
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// What is advised works, for those whom it names, and takes nothing from anybody.
+    #[test]
+    fn whoever_follows_the_advice_may_and_nobody_else_gains(
+        one in some_fields(), other in some_fields(), own in some_fields(),
+        question in some_question(), further in some_question(),
+    ) {
+        let roles = vec![role("r1", "one", one), role("r2", "other", other)];
+        let mut record = json!({"username": "ann", "roles": ["r1", "r2"]});
+        record.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
+        let users = vec![
+            user("u1", record),
+            user("u2", json!({"username": "bob", "roles": ["r1"]})),
+            user("u3", json!({"username": "a.c", "roles": ["r1", "r2"]})),
+        ];
+        let before = explain(users, roles);
+        for asking in &before.snapshot.users {
+            let (_, known) = before.in_nats(asking).unwrap();
+            let subjects = direction(before.desired.rules(known), question.action);
+            let ruling = Ruling::new(subjects, question.action, &question.text);
+            if ruling.passes() || ruling.reserved {
+                continue;
+            }
+            let lines = before.lines(asking, question.action);
+            let advice = before.advice(asking, known, &question, &ruling, &lines);
+            prop_assert!(!advice.told().is_empty(), "{question} {lines:?}");
+            if advice.first.iter().any(|it| matches!(it, Change::Fix(_))) {
+                continue;
+            }
+            let takes_out = |it: &&Change| matches!(it, Change::TakeOut { users: Some(_), .. });
+            let lifted = advice.first.iter().filter(takes_out).count();
+            let none = [Change::Other(String::new())];
+            let ways = if advice.ways.is_empty() { &none[..] } else { &advice.ways };
+            for way in ways {
+                let mut snapshot = before.snapshot.clone();
+                advice.first.iter().chain([way]).for_each(|it| follow(it, &mut snapshot));
+                let after = Explain::new(snapshot, policy());
+                let may = |explain: &Explain, id: &str, question: &Question| {
+                    let user = explain.user(id).unwrap();
+                    explain.answer(user, question, Delivery::All).verdict != Verdict::Denied
+                };
+                let said = || format!("{question}: {:#?}\n{way}\n{:?}", advice.told(), before.snapshot);
+                if matches!(way, Change::Add { .. }) || !advice.first.is_empty() {
+                    let follows = !matches!(way, Change::Other(text) if !text.is_empty());
+                    prop_assert!(!follows || may(&after, &asking.id, &question), "{}", said());
+                }
+                for it in &before.snapshot.users {
+                    if it.id != asking.id && lifted == 0 && !matches!(way, Change::Add { who: Who::All(_), .. }) {
+                        prop_assert_eq!(may(&before, &it.id, &question), may(&after, &it.id, &question), "{}", said());
+                    }
+                    let loses = may(&before, &it.id, &further) && !may(&after, &it.id, &further);
+                    prop_assert!(!loses, "{} loses {further} by {}", it.username, said());
+                }
+                if let Change::Add { entry, who: Who::All(_), .. } = way {
+                    let names = entry.split(['.', ' ']).any(|it| ["ann", "bob", "u1", "u2", "u3"].contains(&it));
+                    prop_assert!(!names && !entry.contains("a.c"), "{}", said());
+                }
+            }
+        }
+    }
+}
+
+/// Does as it is told.
+fn follow(change: &Change, snapshot: &mut Snapshot) {
+    fn list<'a>(snapshot: &'a mut Snapshot, id: &str, field: &str) -> &'a mut Value {
+        let role = snapshot.roles.iter_mut().find(|it| it.id == id).map(|it| &mut it.permissions);
+        let permissions = role.unwrap_or_else(|| {
+            let user = snapshot.users.iter_mut().find(|it| it.id == id).unwrap();
+            Arc::make_mut(&mut user.permissions)
+        });
+        match field {
+            "publish_permissions" => &mut permissions.publish,
+            "subscribe_permissions" => &mut permissions.subscribe,
+            "publish_deny_permissions" => &mut permissions.publish_deny,
+            "subscribe_deny_permissions" => &mut permissions.subscribe_deny,
+            other => panic!("{other}"),
+        }
+    }
+    match change {
+        Change::TakeOut { line, .. } => {
+            let all = list(snapshot, &line.record.id, &line.field).as_array_mut().unwrap();
+            all.retain(|it| *it != *line.entry);
+        }
+        Change::Add { entry, field, to, .. } => {
+            let all = list(snapshot, &to.id, field);
+            if all.is_null() {
+                *all = json!([]);
+            }
+            all.as_array_mut().unwrap().push(json!(entry));
+        }
+        Change::Fix(finding) => panic!("{finding}"),
+        Change::Other(_) => (),
+    }
+}
+
+/// Lists in which people are named, and each has their own.
+fn some_fields() -> impl Strategy<Value = Value> {
+    let list = |groups| {
+        prop::collection::vec((some_subject(true), 0..6), 0..4).prop_map(move |all| {
+            let entry = |(subject, group): (String, i32)| match (groups, group) {
+                (true, 0) => subject + " q",
+                (true, 1) => subject + " *",
+                _ => subject,
+            };
+            Value::from(all.into_iter().map(entry).collect::<Vec<_>>())
+        })
+    };
+    (list(false), list(true), list(false), list(true), 0..3).prop_map(
+        |(publish, subscribe, pubdeny, subdeny, denies)| match denies {
+            0 => json!({"pub": publish, "sub": subscribe, "pubdeny": pubdeny, "subdeny": subdeny}),
+            _ => json!({"pub": publish, "sub": subscribe}),
+        },
+    )
+}
+
+fn some_subject(template: bool) -> impl Strategy<Value = String> {
+    let own = if template {
+        vec!["{{username}}", "{{id}}", "x-{{username}}"]
+    } else {
+        vec!["u1", "x-ann"]
+    };
+    let own = prop::sample::select(own);
+    let token = prop_oneof![4 => prop::sample::select(vec!["a", "b", "*", "ann", "bob", "u2", "a.c"]), 1 => own];
+    (prop::collection::vec(token, 1..4), 0..4).prop_map(|(tokens, open)| {
+        let open = if open == 0 { ".>" } else { "" };
+        format!("{}{open}", tokens.join("."))
+    })
+}
+
+fn some_question() -> impl Strategy<Value = Question> {
+    let queue = prop_oneof![2 => Just(None), 1 => Just(Some("q")), 1 => Just(Some("r"))];
+    (any::<bool>(), some_subject(false), queue).prop_filter_map(
+        "no question",
+        |(publish, subject, queue)| {
+            let action = if publish { Action::Publish } else { Action::Subscribe };
+            Question::new(action, &subject, queue.filter(|_| !publish)).ok()
+        },
+    )
 }
