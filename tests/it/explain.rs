@@ -112,6 +112,75 @@ fn an_answer_needs_the_records_and_nothing_else() {
     explain(&pb_nats, "ann pub orders.new", denied, &["is used by nats-server's own config"]);
 }
 
+/// Who follows the advice is allowed by a real server, and nobody else is.
+#[test]
+fn what_explain_advises_helps_whom_it_is_for_and_nobody_else() {
+    let pb = Pb::start();
+    let device = pb.role("device", &["devices.{{username}}.temp"], &["commands.{{username}}.>"]);
+    let seven = pb.user("sensor-7", PASSWORD, &device);
+    pb.user("sensor-8", PASSWORD, &device);
+    let mut pb_nats = offline(&pb);
+    pb_nats.set("nats.server_binary", tool("nats-server", None).display().to_string());
+    let role = format!("of nats_roles/{device} \"device\"");
+    let own = format!("of nats_users/{seven} \"sensor-7\", for this user alone");
+    for (question, field, advised, theirs) in [
+        (
+            "pub devices.sensor-7.humid",
+            "publish_permissions",
+            "devices.{{username}}.humid",
+            "pub devices.sensor-8.humid",
+        ),
+        (
+            "sub _INBOX_sensor-7.x7.*",
+            "subscribe_permissions",
+            "_INBOX_{{username}}.>",
+            "sub _INBOX_sensor-8.x7.*",
+        ),
+        ("pub devices.sensor-8.temp", "publish_permissions", "devices.sensor-8.temp", ""),
+    ] {
+        let asked = |user: &str, question: &str| {
+            let words = format!("explain {user} {question} --json --live");
+            let said = pb_nats.command(&words.split(' ').collect::<Vec<_>>());
+            let told: Value = serde_json::from_str(&said.stdout).unwrap();
+            (said.code, told["change"].to_string().replace("\\\"", "\""))
+        };
+        let (code, change) = asked("sensor-7", question);
+        assert_eq!(code, Some(1), "{question}");
+        let shared = !theirs.is_empty();
+        let (collection, id, place) =
+            if shared { ("nats_roles", &device, &role) } else { ("nats_users", &seven, &own) };
+        let line = format!("add {advised:?} to {field} {place}");
+        assert!(change.contains(&line), "{line}: {change}");
+        assert_eq!(shared, change.contains("nats_roles"), "{change}");
+        assert!(!change.contains(&format!("sensor-7.humid\" to {field} {role}")), "{change}");
+
+        let (others, _) = asked("sensor-8", question);
+        let path = format!("/api/collections/{collection}/records/{id}");
+        let mut list = pb.ask("GET", &path, &Value::Null)[field].clone();
+        if list.is_null() {
+            list = json!([]);
+        }
+        list.as_array_mut().unwrap().push(advised.into());
+        pb.update(collection, id, &json!({ field: list }));
+        assert_eq!(asked("sensor-7", question).0, Some(0), "{question}");
+        assert_eq!(asked("sensor-8", question).0, others, "nobody else gains: {question}");
+        if shared {
+            assert_eq!(asked("sensor-8", theirs).0, Some(0), "{theirs}");
+        }
+    }
+    for (question, advice) in [
+        ("sensor-7 sub _INBOX.x7.*", "set the client's inbox prefix to \"_INBOX_sensor-7\""),
+        ("sensor-7 sub _INBOX_sensor-8.>", "set the client's inbox prefix to \"_INBOX_sensor-7\""),
+        ("sensor-7 pub $SYS.REQ.SERVER.PING", "leave it to nats-server"),
+        ("sensor-7 pub _INBOX.x7.1", "switch on allow_response of "),
+    ] {
+        explain(&pb_nats, question, 1, &[advice]);
+        let said = pb_nats
+            .command(&["explain"].into_iter().chain(question.split(' ')).collect::<Vec<_>>());
+        assert!(!said.stdout.contains(": add "), "{said:?}");
+    }
+}
+
 #[test]
 fn a_private_server_says_the_same_whatever_its_version() {
     let pb = office();

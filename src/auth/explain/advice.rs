@@ -304,7 +304,7 @@ impl Explain {
         let Change::Add { entry, to, .. } = change else { return };
         let Some((subject, _)) = entry.split_once(' ') else { return };
         let Some(all) = of_each(subject).or_else(|| Subject::parse(subject).ok()) else { return };
-        let gets = |it: &&UserRecord| it.id == to.id || it.roles.iter().any(|it| *it == to.id);
+        let gets = |it: &&UserRecord| it.id == to.id || it.roles.contains(&to.id);
         let mut known = self.snapshot.users.iter().filter(gets).filter_map(|it| self.in_nats(it));
         let shuts_out = known.any(|(_, it)| {
             let allow = self.desired.rules(it).subscribe.allow();
@@ -377,14 +377,13 @@ impl Topic {
         let tokens: Vec<&str> = subject.split('.').collect();
         let below = |head: &str| subject.strip_prefix(head).is_some_and(|it| it.starts_with('.'));
         match tokens[0] {
-            "$SYS" | "$NRG" | "_GR_" => Topic::System,
             "$MQTT" if question.action == Action::Subscribe && below("$MQTT.sub") => {
                 Topic::Mqtt("$MQTT.sub.>")
             }
             "$MQTT" if question.action == Action::Subscribe && below("$MQTT.deliver") => {
                 Topic::Mqtt("$MQTT.deliver.>")
             }
-            "$MQTT" => Topic::System,
+            "$MQTT" | "$SYS" | "$NRG" | "_GR_" => Topic::System,
             first if first == "_INBOX" || first.starts_with("_INBOX_") => Topic::Inbox,
             _ => Topic::Any(lasting(&tokens).unwrap_or_else(|| question.text.as_str().to_owned())),
         }

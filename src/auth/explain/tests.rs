@@ -138,9 +138,8 @@ fn what_is_denied_names_what_would_have_to_change() {
     "#);
 }
 
-/// Nobody else is to gain, and what is nats-server's own is left to it.
-#[test]
-fn who_may_not_is_told_what_a_careful_person_would_do() {
+/// What ann is told, and, where a question begins with their name, others.
+fn advised(fields: Value, questions: &[&str]) -> String {
     let roles = || {
         vec![
             role(
@@ -156,29 +155,30 @@ fn who_may_not_is_told_what_a_careful_person_would_do() {
             ),
         ]
     };
-    let said = |fields: Value, questions: &[&str]| {
-        let mut record = json!({"username": "ann"});
-        record.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        let others = [
-            json!({"username": "bob", "roles": ["r1"]}),
-            json!({"username": "a.c", "roles": ["r1"]}),
-        ];
-        let [bob, ac] = others;
-        let users = vec![user("u1", record), user("u2", bob), user("u3", ac)];
-        let explain = explain(users, roles());
-        let mut told = String::new();
-        for it in questions {
-            let (name, it) = it.split_once(": ").unwrap_or(("ann", it));
-            let user = explain.user(name).unwrap();
-            let answer = explain.answer(user, &question(it), Delivery::All);
-            writeln!(told, "{answer}").unwrap();
-            answer.change.iter().for_each(|it| writeln!(told, "  {it}").unwrap());
-            answer.notes.iter().for_each(|it| writeln!(told, "  note: {it}").unwrap());
-        }
-        told
-    };
-    let device = json!({"roles": ["r1"]});
-    assert_snapshot!(said(device.clone(), &[
+
+    let mut record = json!({"username": "ann"});
+    record.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    let others =
+        [json!({"username": "bob", "roles": ["r1"]}), json!({"username": "a.c", "roles": ["r1"]})];
+    let [bob, ac] = others;
+    let users = vec![user("u1", record), user("u2", bob), user("u3", ac)];
+    let explain = explain(users, roles());
+    let mut told = String::new();
+    for it in questions {
+        let (name, it) = it.split_once(": ").unwrap_or(("ann", it));
+        let user = explain.user(name).unwrap();
+        let answer = explain.answer(user, &question(it), Delivery::All);
+        writeln!(told, "{answer}").unwrap();
+        answer.change.iter().for_each(|it| writeln!(told, "  {it}").unwrap());
+        answer.notes.iter().for_each(|it| writeln!(told, "  note: {it}").unwrap());
+    }
+    told
+}
+
+/// Nobody else is to gain.
+#[test]
+fn who_may_not_is_told_what_a_careful_person_would_do() {
+    assert_snapshot!(advised(json!({"roles": ["r1"]}), &[
         "pub d.ann.humid", "pub d.u1.temp", "pub d.bob.temp", "pub d.nobody.temp", "pub gw-ann.up", "pub x.bob",
         "a.c: pub d.a.c.temp", "pub alarm", "sub c.>", "sub >", "sub jobs workers", "sub jobs.ann workers",
     ]), @r#"
@@ -222,7 +222,12 @@ fn who_may_not_is_told_what_a_careful_person_would_do() {
       add "jobs.{{username}} workers" to subscribe_permissions of nats_roles/r1 "device", for each who has the role their own (3 active users)
       or add "jobs.ann workers" to subscribe_permissions of nats_users/u1 "ann", for this user alone
     "#);
-    assert_snapshot!(said(device, &[
+}
+
+/// What is nats-server's own is left to it, and nobody is led into another's inbox.
+#[test]
+fn what_clients_need_for_themselves_is_advised_by_its_kind() {
+    assert_snapshot!(advised(json!({"roles": ["r1"]}), &[
         "sub _INBOX.x7.*", "sub _INBOX_ann.x7.*", "sub _INBOX_u1.>", "sub _INBOX_bob.>", "a.c: sub _INBOX.>",
         "pub _INBOX.x7.1", "pub $SYS.REQ.SERVER.PING", "sub $SYS.>", "sub $MQTT.sub.x7", "pub $MQTT.sess.x",
         "pub $JS.ACK.ORDERS.worker.1.2.3.4.5", "pub $JS.FC.KV_config.x7.y", "pub $JS.API.CONSUMER.INFO.KV_config.x7",
@@ -295,7 +300,11 @@ fn who_may_not_is_told_what_a_careful_person_would_do() {
       or add "$KV.config.ann" to publish_permissions of nats_users/u1 "ann", for this user alone
       note: whoever may write one key of a bucket can empty the bucket; the cookbook lists what a client needs beside it
     "#);
-    assert_snapshot!(said(json!({"roles": ["r2"], "types": ["MQTT"]}), &[
+}
+
+#[test]
+fn what_is_there_already_counts_in_what_is_advised() {
+    assert_snapshot!(advised(json!({"roles": ["r2"], "types": ["MQTT"]}), &[
         "sub _INBOX.x7.*", "sub _INBOX_bob.>", "pub _INBOX.x7.1", "sub $MQTT.deliver.x7", "pub x",
     ]), @r#"
     "ann" may not subscribe to "_INBOX.x7.*"
@@ -320,7 +329,7 @@ fn who_may_not_is_told_what_a_careful_person_would_do() {
       note: each request that comes may be answered once within 120s on its reply subject, denied or not, by allow_response of nats_roles/r2 "asker"
       note: the user may only connect by MQTT
     "#);
-    assert_snapshot!(said(json!({"roles": ["r3"]}), &[
+    assert_snapshot!(advised(json!({"roles": ["r3"]}), &[
         "sub _INBOX.x7.*", "sub $SYS.>", "pub $SYS.x",
     ]), @r#"
     "ann" may not subscribe to "_INBOX.x7.*"
@@ -331,7 +340,7 @@ fn who_may_not_is_told_what_a_careful_person_would_do() {
     "ann" may not publish to "$SYS.x"
       leave it to nats-server: what is below "$SYS" is its own, and no record should allow it; to ask or watch a server, log in as a user of its system account, which the main config has
     "#);
-    assert_snapshot!(said(json!({}), &["sub _INBOX_ann.>", "pub orders.new", "pub _INBOX.x"]), @r#"
+    assert_snapshot!(advised(json!({}), &["sub _INBOX_ann.>", "pub orders.new", "pub _INBOX.x"]), @r#"
     "ann" may not subscribe to "_INBOX_ann.>"
       this is a reply inbox: set the client's inbox prefix to "_INBOX_ann"
       and add "_INBOX_ann.>" to subscribe_permissions of nats_users/u1 "ann", for this user alone
