@@ -38,7 +38,10 @@ pub use setup::{
 };
 
 use crate::{
-    auth::{Desired, Found, conf::ConfError, dated, parse, reads_back, render, stamp},
+    auth::{
+        ConnectionType, Desired, Found, User, conf::ConfError, dated, parse, reads_back, render,
+        stamp,
+    },
     options::Options,
 };
 
@@ -109,12 +112,28 @@ pub struct Applied {
     pub main_changed: Option<SystemTime>,
     /// What servers that were proven to run this very file said of their config.
     pub proven: BTreeSet<String>,
+    /// Who lost something, and may have leaf nodes connected as before.
+    pub losing: BTreeSet<String>,
+    /// Leaf nodes that were connected with more rights than their users have.
+    pub leaf_nodes: BTreeSet<LeafNode>,
     /// Names what it holds.
     pub hash: String,
+    desired: Option<Arc<Desired>>,
     judge: Option<Judge>,
     main_config: Option<PathBuf>,
     main: Option<MainConfig>,
     said: Arc<OnceCell<Verdict>>,
+}
+
+/// A leaf node that is connected with rights that its user has no more.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LeafNode {
+    /// The server's id.
+    pub server: String,
+    /// The connection's number there.
+    pub number: u64,
+    /// Whose it is.
+    pub user: String,
 }
 
 /// The digest of a config, or why nats-server refuses it.
@@ -630,7 +649,12 @@ impl AuthFile {
         // Whoever cannot read it has to prove more again, and that is all.
         let noted = fs::read_to_string(self.beside("proven")).unwrap_or_default();
         let proven = noted.strip_prefix(&hash).map(|it| it.lines().skip(1).map(str::to_owned));
+        let (losing, leaf_nodes) = self.noted_leaf_nodes();
+        let desired = self.said.as_ref().filter(|it| it.hash == hash).map(|it| it.desired.clone());
         Ok(Applied {
+            losing,
+            leaf_nodes,
+            desired,
             changed,
             written: written.map_err(|err| self.io("read", err))?,
             stamp,
@@ -660,6 +684,57 @@ impl AuthFile {
         if let Err(err) = noted {
             warn!(path = %path.display(), %err, "what was proven could not be noted");
         }
+    }
+
+    /// Notes that these users are to lose something, if one may be connected as a leaf node: a reload
+    /// would not notice, and nobody else would know.
+    pub fn note_losing(&self, losing: &[String], main_config: Option<&MainConfig>) {
+        if losing.is_empty() || !main_config.is_none_or(MainConfig::takes_leaf_nodes) {
+            return;
+        }
+        let (mut noted, leaf_nodes) = self.noted_leaf_nodes();
+        noted.extend(losing.iter().cloned());
+        self.note_leaf_nodes(&noted, &leaf_nodes);
+    }
+
+    /// Notes who lost something and may be connected by a leaf node as before, and which leaf nodes
+    /// are.
+    pub fn note_leaf_nodes(&self, losing: &BTreeSet<String>, leaf_nodes: &BTreeSet<LeafNode>) {
+        let (noted, were) = self.noted_leaf_nodes();
+        if noted == *losing && were == *leaf_nodes {
+            return;
+        }
+        let path = self.beside("leafs");
+        let done = if losing.is_empty() && leaf_nodes.is_empty() {
+            fs::remove_file(&path)
+        } else {
+            // No name has a tab or a line break in it.
+            let losing = losing.iter().map(|it| format!("losing\t{it}\n"));
+            let left = leaf_nodes.iter().map(|LeafNode { server, number, user }| {
+                format!("left\t{server}\t{number}\t{user}\n")
+            });
+            let lines: String = losing.chain(left).collect();
+            stage(folder(&path), &lines)
+                .and_then(|it| it.persist(&path).map(drop).map_err(|it| it.error))
+        };
+        if let Err(err) = done {
+            warn!(path = %path.display(), %err, "whose leaf nodes may be left could not be noted");
+        }
+    }
+
+    fn noted_leaf_nodes(&self) -> (BTreeSet<String>, BTreeSet<LeafNode>) {
+        let (mut losing, mut left) = (BTreeSet::new(), BTreeSet::new());
+        for line in fs::read_to_string(self.beside("leafs")).unwrap_or_default().lines() {
+            match line.split('\t').collect::<Vec<_>>()[..] {
+                ["losing", user] => drop(losing.insert(user.to_owned())),
+                ["left", server, number, user] => {
+                    let Ok(number) = number.parse() else { continue };
+                    left.insert(LeafNode { server: server.into(), number, user: user.into() });
+                }
+                _ => (),
+            }
+        }
+        (losing, left)
     }
 
     /// Keeps the file as the last good one: nats-server starts with it.
@@ -901,6 +976,19 @@ impl Applied {
         let sure = |it: &&(&str, _, _)| matches!(it.0, "system_account" | "http_base_path");
         let (setting, here, there) = differing.iter().find(sure)?;
         Some(format!("`{setting}` is {here:?} in the main config, {there:?} since its start"))
+    }
+
+    /// Whether whoever is connected as a leaf node is a user of the file, so that it says who may be.
+    pub fn tells_leaf_nodes(&self) -> bool {
+        self.desired.is_some() && self.main.as_ref().is_some_and(MainConfig::takes_leaf_nodes)
+    }
+
+    /// Whether the file lets this user connect as a leaf node. `None`: it is not known.
+    pub fn lets_in_leaf_node(&self, user: &str) -> Option<bool> {
+        let desired = self.desired.as_ref().filter(|_| self.tells_leaf_nodes())?;
+        let ways = [ConnectionType::Leafnode, ConnectionType::LeafnodeWs];
+        let lets_in = |it: &User| ways.into_iter().any(|way| it.connects_by(way));
+        Some(desired.users.get(user).is_some_and(lets_in))
     }
 
     /// What nats-server said if it refused the main config as it is on disk.

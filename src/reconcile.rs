@@ -342,6 +342,10 @@ impl<S: Source> Reconciler<S> {
             if wanted { &plan.desired } else { current.desired.as_ref().expect("it is whole") };
         // Of many users it is large, and only the filter has use for it from here on.
         let seen = self.filter.is_some().then_some(snapshot);
+        if wanted {
+            // First: if we are killed right after the file is replaced, nobody else knows of them.
+            self.file.note_losing(&plan.changes.users_losing, main_config.as_ref());
+        }
         let applied = self.apply(holds, &current, wanted, main_config.as_ref()).await?;
         if wanted {
             self.servers.cut_off(&plan.changes.users_losing);
@@ -444,6 +448,8 @@ impl<S: Source> Reconciler<S> {
             return Err(error);
         }
         self.file.remember(applied, &self.servers.proven());
+        let (losing, leaf_nodes) = self.servers.leaf_nodes();
+        self.file.note_leaf_nodes(losing, leaf_nodes);
         if servers.iter().any(|it| matches!(it.state, State::NotInStep { .. })) {
             return Err(ReconcileError::Servers(servers));
         }
@@ -562,7 +568,7 @@ impl<S: Source> Reconciler<S> {
     pub async fn connections(
         &mut self,
         users: &BTreeSet<String>,
-    ) -> Option<Result<BTreeMap<String, usize>, ServerError>> {
+    ) -> Option<(BTreeMap<String, usize>, Option<ServerError>)> {
         self.doing.send_replace("waiting for nats-server");
         self.servers.connections(users).await
     }

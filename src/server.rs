@@ -21,7 +21,7 @@ use tokio::time::{self, Instant};
 use tracing::{debug, warn};
 
 use crate::{
-    apply::{Applied, Digest},
+    apply::{Applied, Digest, LeafNode},
     options::NatsOptions,
 };
 use ask::{Answer, Ask};
@@ -66,6 +66,8 @@ pub struct Servers {
     /// Who lost something, and may still be connected as before.
     cut: CutOff,
     receipt: Option<Receipt>,
+    /// Which leaf nodes are connected with more rights than their users have.
+    leaf_nodes: BTreeSet<LeafNode>,
 }
 
 /// What became of one server.
@@ -225,6 +227,7 @@ impl Servers {
             ordered: false,
             cut: CutOff::default(),
             receipt: None,
+            leaf_nodes: BTreeSet::new(),
         })
     }
 
@@ -331,6 +334,9 @@ impl Servers {
         let wanted = Wanted { file, digest, ordered: BTreeMap::new() };
         self.turn_to(file, &answers);
         self.judge(&answers, &wanted);
+        let mut cut = self.cut.begin();
+        cut.users.extend(file.losing.iter().cloned());
+        self.leaf_nodes = self.left_over(file, &cut, &answers).await;
         self.outcomes(answers, &wanted, &[], &BTreeMap::new())
     }
 
@@ -353,13 +359,14 @@ impl Servers {
         !answers.is_empty() && knows && !shows
     }
 
-    /// How many connections these users have now, over all servers. Who has none is not in it.
+    /// How many connections these users have now, over all servers that tell; and why others do not.
+    /// Who has none is not in it.
     ///
     /// `None`: the settings name no system account, and nobody else knows.
     pub async fn connections(
         &mut self,
         users: &BTreeSet<String>,
-    ) -> Option<Result<BTreeMap<String, usize>, ServerError>> {
+    ) -> Option<(BTreeMap<String, usize>, Option<ServerError>)> {
         self.ask.system()?;
         let answers = self.look(LOOK).await;
         let system = self.ask.system()?;
@@ -367,7 +374,7 @@ impl Servers {
         let each = answers
             .into_iter()
             .map(async |answer| system.connections(&answer.running?, users, deadline).await);
-        let mut counts = BTreeMap::new();
+        let (mut counts, mut failure) = (BTreeMap::new(), None);
         for found in join_all(each).await {
             match found {
                 Ok(found) => {
@@ -375,10 +382,10 @@ impl Servers {
                         *counts.entry(connection.user).or_default() += 1;
                     }
                 }
-                Err(error) => return Some(Err(error)),
+                Err(error) => failure = Some(error),
             }
         }
-        Some(Ok(counts))
+        Some((counts, failure))
     }
 
     /// Whether no server that answers is too old for stamps: it would refuse the whole file.
@@ -390,6 +397,12 @@ impl Servers {
     /// Closes the connections that these users have now, with the next order to reload.
     pub fn cut_off(&mut self, losing: &[String]) {
         self.cut.users.extend(losing.iter().cloned());
+    }
+
+    /// Who lost something, as long as not every server that could be asked has been seen without a leaf
+    /// node of theirs from before; and the leaf nodes that are connected as before.
+    pub fn leaf_nodes(&self) -> (&BTreeSet<String>, &BTreeSet<LeafNode>) {
+        (&self.cut.users, &self.leaf_nodes)
     }
 
     /// What came of that, if there was somebody to cut off and the system account to do it.
@@ -416,6 +429,7 @@ impl Servers {
         let patience = if file.changed { GLANCE } else { LOOK };
         let answers = self.look(patience).await;
         self.turn_to(file, &answers);
+        self.cut.users.extend(file.losing.iter().cloned());
         if !file.changed {
             self.ordered |= matches!(self.ask, Ask::Nothing) && file.proven.contains(TOLD);
             wanted.digest = digest(file, self.timeout).await;
@@ -432,7 +446,7 @@ impl Servers {
         let untold = silent && !self.ordered && self.reload.reaches_the_silent();
         let mut cut = self.cut.begin();
         if stale.is_empty() && !untold {
-            self.conclude(cut, &answers, Instant::now()).await;
+            self.conclude(file, cut, &answers, Instant::now()).await;
             return Some(self.outcomes(answers, &wanted, &[], &BTreeMap::new()));
         }
 
@@ -459,7 +473,7 @@ impl Servers {
                 return None;
             }
         };
-        self.conclude(cut, &outcomes.0, deadline).await;
+        self.conclude(file, cut, &outcomes.0, deadline).await;
         let (answers, orders, took) = outcomes;
         Some(self.outcomes(answers, &wanted, &orders, &took))
     }
@@ -556,16 +570,74 @@ impl Servers {
     }
 
     /// Makes sure that nobody is left who was to be cut off, and notes what was done.
-    async fn conclude(&mut self, mut cut: CutOff, answers: &[Answer], deadline: Instant) {
+    async fn conclude(
+        &mut self,
+        file: &Applied,
+        mut cut: CutOff,
+        answers: &[Answer],
+        deadline: Instant,
+    ) {
         let running = answers.iter().filter_map(Answer::ok);
         let proven: Vec<_> = running.filter(|it| self.known(it).proven.is_some()).collect();
         self.cut = cut.after(&proven);
-        let Some(system) = self.ask.system() else { return };
-        self.receipt = cut.finish(system, &proven, deadline).await;
+        if let Some(system) = self.ask.system() {
+            self.receipt = cut.finish(system, &proven, deadline).await;
+        }
+        self.leaf_nodes = self.left_over(file, &cut, answers).await;
+        if let Some(system) = self.ask.system() {
+            let patience = Instant::now() + GLANCE;
+            while !self.leaf_nodes.is_empty() && Instant::now() < patience {
+                system.close(&self.leaf_nodes, patience).await;
+                self.leaf_nodes = self.left_over(file, &cut, answers).await;
+            }
+        }
         if proven.len() < answers.len() {
             // With the next pass, then.
             self.cut.users = cut.users;
         }
+    }
+
+    /// The leaf nodes that are connected with more rights than the file gives their users.
+    async fn left_over(
+        &self,
+        file: &Applied,
+        cut: &CutOff,
+        answers: &[Answer],
+    ) -> BTreeSet<LeafNode> {
+        let mut known: BTreeSet<LeafNode> = &self.leaf_nodes | &file.leaf_nodes;
+        if known.is_empty() && cut.users.is_empty() && !file.tells_leaf_nodes() {
+            return known;
+        }
+        // Of one that is silent nothing new is known; of one that is gone, that they are too.
+        if answers.iter().all(|it| it.running.is_ok()) {
+            known.retain(|it| answers.iter().filter_map(Answer::ok).any(|now| now.id == it.server));
+        }
+        for answer in answers {
+            let Some(running) = answer.ok() else { continue };
+            let proven = self.known(running).proven.is_some();
+            let connected = match self.ask.leaf_nodes(answer, Instant::now() + GLANCE).await {
+                Ok(connected) => connected,
+                Err(error) => {
+                    warn!(server = answer.server, %error, "which leaf nodes are connected is not known");
+                    continue;
+                }
+            };
+            let (mut theirs, others): (BTreeSet<_>, BTreeSet<_>) =
+                known.into_iter().partition(|it| it.server == running.id);
+            theirs.retain(|it| connected.iter().any(|now| now.number == it.number));
+            let found = connected.iter().filter(|it| {
+                proven
+                    && (cut.concerns(running, it)
+                        || file.lets_in_leaf_node(&it.user) == Some(false))
+            });
+            theirs.extend(found.map(|it| LeafNode {
+                server: it.server.clone(),
+                number: it.number,
+                user: it.user.clone(),
+            }));
+            known = &others | &theirs;
+        }
+        known
     }
 
     /// Asks every server, and notices which are new, restarted or missing.
@@ -594,10 +666,15 @@ impl Servers {
                     present.contains(&it.id)
                         || it.missing.get_or_insert_with(Instant::now).elapsed() < ABSENCE
                 });
+                // Who is not understood is there all the same.
+                let garbled: BTreeSet<&str> =
+                    answers.iter().filter(|it| it.running.is_err()).map(|it| &*it.server).collect();
                 let missing = self.known.iter().filter(|it| !present.contains(&it.id));
+                let missing = missing.filter(|it| !garbled.contains(&*it.server));
                 let mut missing: Vec<String> = missing.map(|it| it.server.clone()).collect();
                 // One that was busy whenever we looked is in nobody's memory but its cluster's.
-                if ask::unanswered(answers.iter().filter_map(Answer::ok)) > missing.len() {
+                let absent = missing.len() + garbled.len();
+                if ask::unanswered(answers.iter().filter_map(Answer::ok)) > absent {
                     missing.push("another server of the cluster".into());
                 }
                 answers.extend(missing.into_iter().map(|server| Answer {
@@ -698,6 +775,9 @@ impl Servers {
                 }
                 Ok(running) => {
                     let state = match &self.known(&running).proven {
+                        Some(_) if self.keeps_leaf_nodes(&server, &running).is_some() => not(
+                            Arc::new(self.keeps_leaf_nodes(&server, &running).expect("it does")),
+                        ),
                         Some(it) => State::InStep { proof: it.proof, note: it.note },
                         None => not(refusal(orders, &running.id).unwrap_or_else(|| {
                             let server = server.clone();
@@ -726,6 +806,18 @@ impl Servers {
             }
         }
         outcomes
+    }
+
+    /// What is not in force on a server that runs the file, if it has leaf nodes from before.
+    fn keeps_leaf_nodes(&self, server: &str, running: &Running) -> Option<ServerError> {
+        let theirs = self.leaf_nodes.iter().filter(|it| it.server == running.id);
+        let users: Vec<String> = theirs.map(|it| it.user.clone()).collect();
+        (!users.is_empty()).then(|| ServerError::LeafNodes {
+            server: server.to_owned(),
+            count: users.len(),
+            users: few(&users.into_iter().collect()),
+            told: self.ask.system().is_some(),
+        })
     }
 
     /// There is nobody to ask, so all that can be told is whether the order was taken.

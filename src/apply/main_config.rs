@@ -248,6 +248,21 @@ impl MainConfig {
         port.parse::<u16>().ok().filter(|it| *it > 0).map(|port| format!("http://{host}:{port}"))
     }
 
+    /// Whether nats-server takes leaf nodes of the users in the auth file. A config that is not
+    /// understood may make it.
+    pub fn takes_leaf_nodes(&self) -> bool {
+        let Ok(entries) = &self.entries else { return true };
+        let mut blocks = entries
+            .iter()
+            .filter(|it| ["leaf", "leafnodes"].iter().any(|key| it.key.eq_ignore_ascii_case(key)));
+        blocks.next_back().is_some_and(|it| {
+            let block = resolved(&it.value, entries).entries();
+            let has = |keys: &[&str]| keys.iter().any(|key| conf::last(block, key).is_some());
+            // Whoever that lists are all that may.
+            has(&["port", "listen"]) && !has(&["authorization"])
+        })
+    }
+
     /// Whether any of these keys is set.
     pub fn has(&self, keys: &[&str]) -> bool {
         keys.iter().any(|key| {

@@ -54,12 +54,13 @@ pub(crate) async fn plan(cli: &Cli, arguments: &Plan) -> anyhow::Result<ExitCode
             "misplaced": plan.misplaced.as_ref().map(ToString::to_string),
             "changes": plan.changes,
             "diff": diff,
-            "connections": connections.as_ref().map(|it| match it {
-                Ok(counts) => {
-                    let (all, closed) = touched(counts, &plan.changes.users_losing);
-                    json!({ "touched": all, "closed": closed, "by_user": counts })
+            "connections": connections.as_ref().map(|(counts, failure)| {
+                let (all, closed) = touched(counts, &plan.changes.users_losing);
+                let mut told = json!({ "touched": all, "closed": closed, "by_user": counts });
+                if let Some(error) = failure {
+                    told["error"] = error.to_string().into();
                 }
-                Err(error) => json!({ "error": error.to_string() }),
+                told
             }),
             "users": plan.desired.users.len(),
             "roles": plan.desired.roles.len(),
@@ -78,7 +79,7 @@ pub(crate) async fn plan(cli: &Cli, arguments: &Plan) -> anyhow::Result<ExitCode
 }
 
 /// How many live connections are touched. `None`: nobody knows without the system account.
-type Connections = Option<Result<BTreeMap<String, usize>, ServerError>>;
+type Connections = Option<(BTreeMap<String, usize>, Option<ServerError>)>;
 
 /// The whole plan, for people.
 fn told(plan: &pb_nats::reconcile::Plan, diff: &Diff, connections: &Connections) -> String {
@@ -90,20 +91,23 @@ fn told(plan: &pb_nats::reconcile::Plan, diff: &Diff, connections: &Connections)
         }
     }
     let nobody = BTreeMap::new();
-    let counts = connections.as_ref().and_then(|it| it.as_ref().ok()).unwrap_or(&nobody);
+    let counts = connections.as_ref().map_or(&nobody, |it| &it.0);
     text += &diff::told(diff, counts);
     if *timeout_changed {
         let _ = writeln!(text, "~ login timeout");
     }
     match connections {
         None => (),
-        Some(Err(error)) => {
-            let _ = writeln!(text, "how many connections that touches is not known: {error}");
-        }
-        Some(Ok(counts)) => {
+        Some((counts, failure)) => {
             let (all, closed) = touched(counts, users_losing);
             let all = counted(all, "live connection");
-            let _ = writeln!(text, "touches {all}; closes {closed}, of users who lose something");
+            if failure.is_none() || !counts.is_empty() {
+                let _ = write!(text, "touches {all}; closes {closed}, of users who lose something");
+                let _ = writeln!(text, "{}", if failure.is_some() { ", or more" } else { "" });
+            }
+            if let Some(error) = failure {
+                let _ = writeln!(text, "how many connections that touches is not known: {error}");
+            }
         }
     }
     if let Some(refused) = &plan.refused {

@@ -15,6 +15,7 @@ use tokio::time::{self, Instant};
 
 use super::{GLANCE, ServerError};
 use crate::{
+    apply::LeafNode,
     options::{NatsOptions, Secret},
     tls,
 };
@@ -23,8 +24,14 @@ use crate::{
 const QUIET: Duration = Duration::from_millis(500);
 /// The connections of more users than this are not asked for by name.
 const FEW: usize = 8;
-/// How many connections a server tells at once.
+/// How many connections a server tells at once: at first, and at most.
 const PAGE: usize = 1024;
+const LARGEST_PAGE: usize = 16 * 1024;
+/// With how many that are known already the next page begins.
+const OVERLAP: usize = 128;
+/// How long making a list takes at most. Who began later than that after it is from before the clock
+/// was set back.
+const LISTING: Duration = Duration::from_secs(5);
 
 /// Whom to ask what the servers run.
 #[derive(Debug)]
@@ -70,6 +77,8 @@ pub struct Running {
     pub loaded: SystemTime,
     /// How many clients are connected.
     pub connections: u64,
+    /// How many leaf nodes are connected.
+    pub(super) leaf_nodes: u64,
     /// Where it listens for clients.
     pub(super) address: String,
     /// Settings that it takes at its start only, by their names in its config.
@@ -87,10 +96,12 @@ pub(super) struct Connection {
     /// The server's id.
     pub(super) server: String,
     /// Its number there.
-    number: u64,
+    pub(super) number: u64,
     pub(super) user: String,
     /// Since when, by the server's clock.
     pub(super) start: SystemTime,
+    /// Whether a leaf node has it. No reload looks at those.
+    pub(super) leaf: bool,
 }
 
 /// Connections that their servers were told to close.
@@ -155,10 +166,7 @@ impl Ask {
     pub(super) async fn everyone(&mut self, patience: Duration) -> Vec<Answer> {
         match self {
             Ask::System(system) => match system.everyone(patience).await {
-                Ok(all) => {
-                    let answer = |it: Running| Answer { server: it.name.clone(), running: Ok(it) };
-                    all.into_iter().map(answer).collect()
-                }
+                Ok(all) => all,
                 Err(error) => vec![Answer { server: system.address.clone(), running: Err(error) }],
             },
             Ask::Monitors(monitors) => {
@@ -180,22 +188,48 @@ impl Ask {
         patience: Duration,
     ) -> Option<Vec<BTreeMap<String, usize>>> {
         let deadline = Instant::now() + patience;
-        let mut servers = Vec::new();
-        match self {
+        // Who does not tell keeps nobody else from it.
+        let servers: Vec<_> = match self {
             Ask::System(system) => {
-                for running in answers.iter().filter_map(Answer::ok) {
-                    let all = system.connected(running, None, deadline).await.ok()?;
-                    servers.push(counted(all));
-                }
+                let all = answers.iter().filter_map(Answer::ok);
+                let each = all.map(async |it| system.connected(it, None, deadline).await.ok());
+                join_all(each).await
             }
             Ask::Monitors(monitors) => {
-                for monitor in monitors {
-                    servers.push(counted(monitor.connections(deadline).await?));
-                }
+                let each = monitors.iter().map(async |it| it.connected(deadline).await.ok());
+                join_all(each).await
             }
             Ask::Nothing => return None,
-        }
+        };
+        let servers: Vec<_> = servers.into_iter().flatten().map(counted).collect();
         (!servers.is_empty()).then_some(servers)
+    }
+}
+
+impl Ask {
+    /// The leaf nodes of users of the global account that are connected to a server that answered.
+    pub(super) async fn leaf_nodes(
+        &self,
+        answer: &Answer,
+        deadline: Instant,
+    ) -> Result<Vec<Connection>, ServerError> {
+        let Some(running) = answer.ok().filter(|it| it.leaf_nodes > 0) else {
+            return Ok(Vec::new());
+        };
+        let connected = match self {
+            Ask::System(system) => system.connected(running, None, deadline).await?,
+            Ask::Monitors(monitors) => {
+                let monitor = monitors.iter().find(|it| it.address == answer.server);
+                let monitor = monitor.expect("that is who answered");
+                monitor.connected(deadline).await?
+            }
+            Ask::Nothing => Vec::new(),
+        };
+        // One that the server itself connected to another has nobody's name.
+        let users = connected
+            .into_iter()
+            .filter(|it| it.is_of_ours() && it.is_leaf() && !it.authorized_user.is_empty());
+        Ok(users.map(|it| it.on(&running.id)).collect())
     }
 }
 
@@ -238,13 +272,14 @@ impl System {
         Ok(System { urls, address: addresses.join(", "), login, client: None })
     }
 
-    /// What every server runs that can be reached.
+    /// What every server runs that can be reached, and which of them are not understood.
     ///
     /// Each tells how many others its cluster has, so that we know when all have answered.
-    async fn everyone(&mut self, patience: Duration) -> Result<Vec<Running>, ServerError> {
+    async fn everyone(&mut self, patience: Duration) -> Result<Vec<Answer>, ServerError> {
         let deadline = Instant::now() + patience;
         let client = self.client(deadline).await?;
-        let mut answers = Vec::new();
+        let mut answers: Vec<Running> = Vec::new();
+        let mut garbled: BTreeMap<String, ServerError> = BTreeMap::new();
         let collect = async {
             let lost = || ServerError::Lost { address: self.address.clone() };
             let inbox = client.new_inbox();
@@ -257,7 +292,8 @@ impl System {
             loop {
                 let alone = !answers.iter().any(|it: &Running| it.gateways);
                 let quiet = if alone { Duration::ZERO } else { QUIET };
-                let next = if !answers.is_empty() && unanswered(answers.iter()) == 0 {
+                // Who is not understood has answered, too.
+                let next = if !answers.is_empty() && unanswered(answers.iter()) <= garbled.len() {
                     match time::timeout(quiet, replies.next()).await {
                         Ok(next) => next,
                         Err(_elapsed) => return Ok(()),
@@ -269,8 +305,15 @@ impl System {
                 if message.status == Some(StatusCode::NO_RESPONDERS) {
                     return Err(ServerError::NotSystem { address: self.address.clone() });
                 }
-                let answer: SystemAnswer<Varz> = self.understand(&message)?;
-                answers.extend(answer.data.map(|it| it.running(sent)));
+                match self.understand::<SystemAnswer<Varz>>(&message) {
+                    Ok(SystemAnswer { data: Some(varz), .. }) => answers.push(varz.running(sent)),
+                    Ok(SystemAnswer { error, .. }) => {
+                        let server = self.sender(&message);
+                        let reason = error.map(|it| it.description).unwrap_or_default();
+                        garbled.insert(server.clone(), ServerError::Refused { server, reason });
+                    }
+                    Err(error) => drop(garbled.insert(self.sender(&message), error)),
+                }
             }
         };
         match time::timeout_at(deadline, collect).await {
@@ -278,13 +321,23 @@ impl System {
                 self.client = None;
                 Err(error)
             }
-            Err(_elapsed) if answers.is_empty() => {
+            Err(_elapsed) if answers.is_empty() && garbled.is_empty() => {
                 self.client = None;
                 Err(ServerError::Silent { server: self.address.clone(), after: patience })
             }
             // Who has not answered is missing, and whoever knows of it says so.
-            Ok(Ok(())) | Err(_) => Ok(answers),
+            Ok(Ok(())) | Err(_) => {
+                let ok = |it: Running| Answer { server: it.name.clone(), running: Ok(it) };
+                let not = |(server, error)| Answer { server, running: Err(error) };
+                Ok(answers.into_iter().map(ok).chain(garbled.into_iter().map(not)).collect())
+            }
         }
+    }
+
+    /// Who says that it sent the message; else, where we heard it.
+    fn sender(&self, message: &Message) -> String {
+        let envelope = serde_json::from_slice::<Envelope>(&message.payload);
+        envelope.map_or_else(|_| self.address.clone(), |it| it.server.name)
     }
 
     /// Orders one server to reload, and returns when it has.
@@ -334,26 +387,40 @@ impl System {
         Ok(found)
     }
 
-    /// The connections to one server that are listed under this name; without one, all.
+    /// The connections of users of the global account to one server that are listed under this name; without one,
+    /// all.
     async fn connected(
         &self,
         running: &Running,
         user: Option<&String>,
         deadline: Instant,
     ) -> Result<Vec<Connected>, ServerError> {
-        let mut found = Vec::new();
-        for offset in (0..).step_by(PAGE) {
-            let query = json!({ "auth": true, "user": user, "offset": offset, "limit": PAGE });
-            let page: Option<Connz> =
-                self.request(running, "CONNZ", &query.to_string(), deadline).await?;
-            let page = page.map(|it| it.connections).unwrap_or_default();
-            let last = page.len() < PAGE;
-            found.extend(page);
-            if last {
-                break;
+        let mut pages = Pages::new();
+        loop {
+            let (offset, limit) = pages.next();
+            // Before 2.12, leaf nodes are listed only where an account is asked for.
+            let query = json!({
+                "auth": true, "user": user, "acc": GLOBAL, "sort": "cid", "offset": offset, "limit": limit,
+            });
+            let page = self.request(running, "CONNZ", &query.to_string(), deadline).await?;
+            if pages.add(page.unwrap_or_default()) {
+                return Ok(pages.found);
             }
         }
-        Ok(found)
+    }
+
+    /// Tells servers to close these leaf nodes, and waits until they have answered.
+    pub(super) async fn close(&self, leaf_nodes: &BTreeSet<LeafNode>, deadline: Instant) {
+        let connection = |it: &LeafNode| Connection {
+            server: it.server.clone(),
+            number: it.number,
+            user: it.user.clone(),
+            start: SystemTime::UNIX_EPOCH,
+            leaf: true,
+        };
+        if let Ok(kicks) = self.kick(leaf_nodes.iter().map(connection).collect()).await {
+            self.kicked(kicks, deadline).await;
+        }
     }
 
     /// Tells servers to close connections. Whatever is asked of them later comes after that.
@@ -361,34 +428,44 @@ impl System {
         let lost = || ServerError::Lost { address: self.address.clone() };
         let client = self.client.as_ref().ok_or_else(lost)?;
         let inbox = client.new_inbox();
-        let replies = client.subscribe(inbox.clone()).await.map_err(|_| lost())?;
-        for Connection { server, number, .. } in &connections {
+        let replies = client.subscribe(format!("{inbox}.*")).await.map_err(|_| lost())?;
+        for (place, Connection { server, number, .. }) in connections.iter().enumerate() {
             let subject = format!("$SYS.REQ.SERVER.{server}.KICK");
             let payload = json!({ "cid": number }).to_string();
-            let sent = client.publish_with_reply(subject, inbox.clone(), payload.into());
+            let reply = format!("{inbox}.{place}");
+            let sent = client.publish_with_reply(subject, reply, payload.into());
             sent.await.map_err(|_| lost())?;
         }
         Ok(Kicks { connections, replies })
     }
 
-    /// The connections, once their servers have answered. One that says that it has no such
-    /// connection has closed it itself.
+    /// The connections whose servers have answered, and why the others may still be there. One that
+    /// says that it has no such connection has closed it itself.
     pub(super) async fn kicked(
         &self,
         kicks: Kicks,
         deadline: Instant,
-    ) -> Result<Vec<Connection>, ServerError> {
+    ) -> (Vec<Connection>, Option<ServerError>) {
         let begun = Instant::now();
-        let Kicks { connections, replies } = kicks;
-        let answers = replies.take(connections.len()).count();
-        match time::timeout_at(deadline, answers).await {
-            Ok(count) if count == connections.len() => Ok(connections),
-            Ok(_) => Err(ServerError::Lost { address: self.address.clone() }),
-            Err(_elapsed) => {
-                let server = self.address.clone();
-                Err(ServerError::Silent { server, after: begun.elapsed() })
-            }
+        let Kicks { connections, mut replies } = kicks;
+        let mut left: BTreeMap<usize, Connection> = connections.into_iter().enumerate().collect();
+        let mut closed = Vec::new();
+        while !left.is_empty() {
+            let reply = match time::timeout_at(deadline, replies.next()).await {
+                Ok(Some(reply)) => reply,
+                Ok(None) => {
+                    return (closed, Some(ServerError::Lost { address: self.address.clone() }));
+                }
+                Err(_elapsed) => {
+                    let server = self.address.clone();
+                    let silent = ServerError::Silent { server, after: begun.elapsed() };
+                    return (closed, Some(silent));
+                }
+            };
+            let place = reply.subject.rsplit('.').next().and_then(|it| it.parse().ok());
+            closed.extend(place.and_then(|it: usize| left.remove(&it)));
         }
+        (closed, None)
     }
 
     /// Asks one server for something.
@@ -513,35 +590,96 @@ impl Monitor {
 }
 
 impl Monitor {
-    /// The connections that anybody has to the server. `None`: it does not tell.
-    async fn connections(&self, deadline: Instant) -> Option<Vec<Connected>> {
+    /// The connections of users of the global account to the server.
+    async fn connected(&self, deadline: Instant) -> Result<Vec<Connected>, ServerError> {
+        let failed = |source: reqwest::Error| ServerError::Monitor {
+            url: self.address.clone(),
+            source: source.without_url(),
+        };
         let mut url = self.url.clone();
-        let path = url.path().strip_suffix("varz")?.to_owned();
+        let path = url.path().strip_suffix("varz").expect("that is what it asks for").to_owned();
         url.set_path(&format!("{path}connz"));
-        let mut found = Vec::new();
-        for offset in (0..).step_by(PAGE) {
-            let query = format!("auth=true&limit={PAGE}&offset={offset}");
+        let mut pages = Pages::new();
+        loop {
+            let (offset, limit) = pages.next();
+            let query = format!("auth=true&acc={GLOBAL}&sort=cid&offset={offset}&limit={limit}");
             url.set_query(Some(&query));
-            let request =
-                self.client.get(url.clone()).timeout(deadline.duration_since(Instant::now()));
-            let page: Connz = request.send().await.ok()?.json().await.ok()?;
-            let last = page.connections.len() < PAGE;
-            found.extend(page.connections);
-            if last {
-                break;
+            let request = self.client.get(url.clone());
+            let request = request.timeout(deadline.duration_since(Instant::now())).send();
+            let response = request.await.and_then(reqwest::Response::error_for_status);
+            let text = response.map_err(failed)?.bytes().await.map_err(failed)?;
+            let page = serde_json::from_slice(&text)
+                .map_err(|source| ServerError::Garbled { server: self.address.clone(), source })?;
+            if pages.add(page) {
+                return Ok(pages.found);
             }
         }
-        Some(found)
+    }
+}
+
+/// Connections, as a server lists them: in the order of their numbers, which only grow, a page at a
+/// time.
+///
+/// Who comes meanwhile stands at the end. But where one goes, those behind it move up, and the next
+/// page may begin behind some that nobody has seen. So it has to begin with one that is known; else
+/// it is asked for again, from further ahead.
+struct Pages {
+    offset: usize,
+    limit: usize,
+    found: Vec<Connected>,
+}
+
+impl Pages {
+    fn new() -> Pages {
+        Pages { offset: 0, limit: PAGE, found: Vec::new() }
+    }
+
+    /// Where the next page begins, and how long it is at most.
+    fn next(&self) -> (usize, usize) {
+        (self.offset, self.limit)
+    }
+
+    /// Takes the page. Whether it was the last.
+    fn add(&mut self, page: Connz) -> bool {
+        let Connz { now, connections } = page;
+        let known = self.found.last().map_or(0, |it| it.cid);
+        if self.offset > 0 && connections.first().is_none_or(|it| it.cid > known) {
+            self.offset = self.offset.saturating_sub(self.limit);
+            return false;
+        }
+        let count = connections.len();
+        let new = connections.into_iter().filter(|it| it.cid > known);
+        self.found.extend(new.map(|it| it.by(now)));
+        let last = count < self.limit;
+        self.offset += count.saturating_sub(OVERLAP);
+        // To a server each page is as much work as all of them.
+        self.limit = (self.limit * 2).min(LARGEST_PAGE);
+        last
     }
 }
 
 /// How many connections each user of the global account has.
 fn counted(connections: Vec<Connected>) -> BTreeMap<String, usize> {
     let mut users = BTreeMap::new();
-    for it in connections.into_iter().filter(Connected::is_of_ours) {
+    let clients = connections.into_iter().filter(|it| it.is_of_ours() && !it.is_leaf());
+    for it in clients {
         *users.entry(it.authorized_user).or_default() += 1;
     }
     users
+}
+
+/// The account that users of `authorization` are in.
+const GLOBAL: &str = "$G";
+
+/// Who sent an answer over the system account.
+#[derive(Deserialize)]
+struct Envelope {
+    server: Sender,
+}
+
+#[derive(Deserialize)]
+struct Sender {
+    name: String,
 }
 
 /// An answer over the system account.
@@ -560,12 +698,24 @@ struct Failure {
 /// A page of a server's connections.
 #[derive(Deserialize)]
 struct Connz {
+    /// By the server's clock.
+    #[serde(deserialize_with = "timestamp")]
+    now: SystemTime,
     connections: Vec<Connected>,
+}
+
+impl Default for Connz {
+    /// Of nobody.
+    fn default() -> Connz {
+        Connz { now: SystemTime::UNIX_EPOCH, connections: Vec::new() }
+    }
 }
 
 #[derive(Deserialize)]
 struct Connected {
     cid: u64,
+    #[serde(default)]
+    kind: String,
     #[serde(default)]
     authorized_user: String,
     /// Unless it is the global one.
@@ -578,12 +728,25 @@ struct Connected {
 impl Connected {
     /// Another account may have a user of the same name.
     fn is_of_ours(&self) -> bool {
-        matches!(&*self.account, "" | "$G")
+        matches!(&*self.account, "" | GLOBAL)
+    }
+
+    fn is_leaf(&self) -> bool {
+        self.kind == "Leafnode"
+    }
+
+    /// As it is at this time of the server. If it is to begin later, then the server's clock was set
+    /// back since, and it began at some time before that.
+    fn by(self, now: SystemTime) -> Connected {
+        let ahead = self.start.duration_since(now).is_ok_and(|it| it > LISTING);
+        let start = if ahead { SystemTime::UNIX_EPOCH } else { self.start };
+        Connected { start, ..self }
     }
 
     fn on(self, server: &str) -> Connection {
-        let Connected { cid: number, authorized_user: user, account: _, start } = self;
-        Connection { server: server.to_owned(), number, user, start }
+        let leaf = self.is_leaf();
+        let Connected { cid: number, kind: _, authorized_user: user, account: _, start } = self;
+        Connection { server: server.to_owned(), number, user, start, leaf }
     }
 }
 
@@ -604,6 +767,8 @@ struct Varz {
     metadata: BTreeMap<String, String>,
     #[serde(default)]
     connections: u64,
+    #[serde(default)]
+    leafnodes: u64,
     #[serde(default)]
     remotes: usize,
     host: String,
@@ -659,6 +824,7 @@ impl Varz {
             now: self.now,
             loaded,
             connections: self.connections,
+            leaf_nodes: self.leafnodes,
             address: format!("{}:{}", self.host, self.port),
             cluster: self.cluster.name,
             remotes: self.remotes,

@@ -172,12 +172,13 @@ impl CutOff {
     ) -> usize {
         let Some(kicks) = kicks else { return 0 };
         let count = kicks.connections.len();
-        match system.kicked(kicks, deadline).await {
-            Ok(closed) => {
-                self.closed.extend(closed);
-                self.took = self.begun.elapsed();
-            }
-            Err(error) => self.failure = Some(error),
+        let (closed, failure) = system.kicked(kicks, deadline).await;
+        if !closed.is_empty() {
+            self.closed.extend(closed);
+            self.took = self.begun.elapsed();
+        }
+        if failure.is_some() {
+            self.failure = failure;
         }
         count
     }
@@ -210,6 +211,11 @@ impl CutOff {
         };
         receipt.tell();
         Some(receipt)
+    }
+
+    /// Whether somebody who is to go may have connected with the former rights.
+    pub(super) fn concerns(&self, running: &Running, connection: &Connection) -> bool {
+        self.users.contains(&connection.user) && connection.start < self.former(running)
     }
 
     /// Who connected before this, by the server's clock, may have done so with the former rights.

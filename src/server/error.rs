@@ -156,6 +156,23 @@ pub enum ServerError {
         /// How many.
         left: usize,
     },
+    /// A reload does not look at leaf nodes, and one is connected with rights that its user has no
+    /// more. The server runs the file for everybody else.
+    #[error(
+        "{server} keeps {count} leaf node{} connected, of {users}, with rights that are taken away; a \
+         reload does not look at leaf nodes",
+        if *count == 1 { "" } else { "s" }
+    )]
+    LeafNodes {
+        /// Whom.
+        server: String,
+        /// How many.
+        count: usize,
+        /// Whose.
+        users: String,
+        /// Whether it was told to close them.
+        told: bool,
+    },
     /// The connection was lost while a server was asked.
     #[error("the connection to the system account at {address} was lost")]
     Lost {
@@ -273,6 +290,16 @@ impl ServerError {
             ServerError::Missing { .. } => {
                 "it loads the file when it starts; if it is gone for good, \
                 it is forgotten after five minutes"
+                    .into()
+            }
+            ServerError::LeafNodes { told: false, .. } => {
+                "restart nats-server, which closes them; with `system_url` in [nats], pb-nats closes \
+                 them itself"
+                    .into()
+            }
+            ServerError::LeafNodes { told: true, .. } => {
+                "restart nats-server, which closes them; before 2.10.20 it closes no leaf node when told \
+                 to"
                     .into()
             }
             ServerError::Setting { .. }

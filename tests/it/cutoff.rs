@@ -1,6 +1,7 @@
 //! Who has less than before is sent away at once, and nobody else is.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::SocketAddr,
     sync::{Arc, LazyLock},
@@ -24,7 +25,7 @@ use crate::{
     PB_NATS,
     support::{
         Client, Login, Nats, Pb, PbNats, SOON, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, bcrypt,
-        eventually, http, write,
+        eventually, free_address, http, poll, write,
     },
 };
 
@@ -50,7 +51,7 @@ struct Clients {
 }
 
 impl Town {
-    async fn of(nats: Vec<Nats>, settings: impl FnOnce(&mut NatsOptions, &Nats)) -> Town {
+    fn options(nats: &[Nats], settings: impl FnOnce(&mut NatsOptions, &Nats)) -> Options {
         let mut options = Options::default();
         options.auth_file.path = nats[0].auth_file();
         options.auth_file.create_backups = false;
@@ -58,6 +59,11 @@ impl Town {
         options.nats.server_binary = nats[0].binary().into();
         options.nats.reload_timeout = SOON;
         settings(&mut options.nats, &nats[0]);
+        options
+    }
+
+    async fn of(nats: Vec<Nats>, settings: impl FnOnce(&mut NatsOptions, &Nats)) -> Town {
+        let options = Town::options(&nats, settings);
         let servers = Servers::new(&options.nats, nats[0].dir()).unwrap();
         let mut town = Town { file: AuthFile::new(&options), servers, nats };
         assert!(in_step(&town.write(&Desired::default(), &before()).await));
@@ -70,7 +76,30 @@ impl Town {
         let current = self.file.read(Adopt::No).unwrap();
         let applied = self.file.replace(Arc::new(desired.clone()), &current, false).await.unwrap();
         self.servers.cut_off(&Changes::between(former, desired).users_losing);
-        self.servers.converge(&applied).await
+        let outcomes = self.servers.converge(&applied).await;
+        self.note();
+        outcomes
+    }
+
+    /// A pass that finds nothing to change.
+    async fn unchanged(&mut self) -> Vec<Outcome> {
+        let current = self.file.read(Adopt::No).unwrap();
+        let applied = self.file.as_it_is(&current).await.unwrap();
+        let outcomes = self.servers.converge(&applied).await;
+        self.note();
+        outcomes
+    }
+
+    fn note(&self) {
+        let (losing, left) = self.servers.leaf_nodes();
+        self.file.note_leaf_nodes(losing, left);
+    }
+
+    /// Another process goes on.
+    fn restart(&mut self, settings: impl FnOnce(&mut NatsOptions, &Nats)) {
+        let options = Town::options(&self.nats, settings);
+        self.servers = Servers::new(&options.nats, self.nats[0].dir()).unwrap();
+        self.file = AuthFile::new(&options);
     }
 
     /// So many clients whom a reload takes long to look at, and one of each other user, on each.
@@ -156,12 +185,18 @@ fn in_step(outcomes: &[Outcome]) -> bool {
 fn before() -> Desired {
     // A reload takes long to look at clients of this one.
     static BUSY: LazyLock<String> = LazyLock::new(|| bcrypt::hash("busy", 10).unwrap());
+    static LISTENER: LazyLock<String> = LazyLock::new(|| bcrypt("listener"));
     static QUICK: LazyLock<Vec<String>> =
         LazyLock::new(|| LOSING.iter().chain(&KEEPING).map(|it| bcrypt(it)).collect());
     let names = LOSING.iter().chain(&KEEPING).zip(&*QUICK);
     let quick = names.map(|(name, hash)| ((*name).into(), user(hash, &["a", "b"])));
     let busy = ("busy".into(), user(&BUSY, &["a", "b"]));
-    Desired { users: quick.chain([busy]).collect(), ..Desired::default() }
+    let mut listener = user(&LISTENER, &[]);
+    let subscribe = ["a", "b"].map(|it| Subject::parse(it).unwrap());
+    let subscribe = Subjects::new(subscribe.into(), [].into());
+    listener.grant = Grant::Own(Box::new(Rules { subscribe, ..Rules::default() }));
+    let listener = ("listener".into(), listener);
+    Desired { users: quick.chain([busy, listener]).collect(), ..Desired::default() }
 }
 
 fn after() -> Desired {
@@ -390,4 +425,141 @@ fn once_says_whom_it_cut_off() {
     assert!(said.stdout.contains(line), "{said:?}");
     assert!(said.stderr.contains("cut off"), "{said:?}");
     assert!(ann.closed(SOON).is_some());
+}
+
+/// Where a server with this address takes leaf nodes, and a way to be closed to everybody else.
+fn taking_leaf_nodes(address: SocketAddr) -> String {
+    format!("leafnodes {{ listen: \"{address}\" }}\n{SYSTEM_ACCOUNT}")
+}
+
+/// A second server that is connected to the first by this user's name, which is the password too.
+fn leaf_node(hub: SocketAddr, user: &str) -> Nats {
+    // Of two of one name the second is turned away.
+    let extra = format!(
+        "server_name: \"leaf-{user}\"\n\
+         leafnodes {{ reconnect: 1, remotes: [ {{url: \"nats://{user}:{user}@{hub}\"}} ] }}"
+    );
+    let auth = "authorization { users = [ {user: edge, password: edge} ] }";
+    Nats::with(Setup { extra: &extra, auth, ..Setup::default() })
+}
+
+/// Whose leaf nodes are connected to the server, by the connections' numbers.
+fn leaf_nodes(nats: &Nats) -> BTreeMap<u64, String> {
+    let url = format!("{}/connz?auth=true&acc=$G", nats.monitor_url());
+    let listed: Value = http().get(url).call().unwrap().body_mut().read_json().unwrap();
+    let listed = listed["connections"].as_array().unwrap().iter();
+    let leafs = listed.filter(|it| it["kind"] == "Leafnode");
+    leafs
+        .map(|it| (it["cid"].as_u64().unwrap(), it["authorized_user"].as_str().unwrap().into()))
+        .collect()
+}
+
+/// As [`leaf_nodes`], once all of these are there.
+fn connected(nats: &Nats, users: &[&str]) -> BTreeMap<u64, String> {
+    eventually("the leaf nodes are connected", || {
+        let found = leaf_nodes(nats);
+        users.iter().all(|it| found.values().any(|user| user == it)).then_some(found)
+    })
+}
+
+/// Whether what is published at one server arrives at another.
+fn passes(from: &Nats, to: &Nats, who: [&str; 2], subject: &str) -> bool {
+    let [sender, receiver] = who;
+    let mut receiver = to.client(receiver, receiver);
+    receiver.subscribe(subject);
+    receiver.flush().unwrap();
+    let mut sender = from.client(sender, sender);
+    poll(Duration::from_secs(3), || {
+        sender.publish(subject, b"hello");
+        sender.flush().unwrap();
+        receiver.next(Duration::from_millis(20)).map(drop)
+    })
+    .is_some()
+}
+
+/// A reload looks at clients only, so these are closed by us.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn leaf_nodes_of_those_who_have_less_are_sent_away_too() {
+    for version in VERSIONS {
+        for settings in [by_signal, by_system] {
+            let hub = free_address();
+            let extra = taking_leaf_nodes(hub);
+            let nats = Nats::with(Setup { version, extra: &extra, ..Setup::default() });
+            let mut town = Town::of(vec![nats], settings).await;
+            let users: Vec<&str> = LOSING.into_iter().chain(KEEPING).collect();
+            let spokes: Vec<Nats> = users.iter().map(|it| leaf_node(hub, it)).collect();
+            let before_it = connected(&town.nats[0], &users);
+            assert!(passes(&spokes[0], &town.nats[0], ["edge", "listener"], "a"), "it is of use");
+            let outcomes = town.write(&before(), &after()).await;
+            assert!(in_step(&outcomes), "{version:?}: {outcomes:#?}");
+            let after_it = leaf_nodes(&town.nats[0]);
+            for (number, user) in &before_it {
+                let stays = KEEPING.contains(&&**user);
+                assert_eq!(after_it.contains_key(number), stays, "{version:?}: {user}");
+            }
+            assert!(!passes(&spokes[0], &town.nats[0], ["edge", "listener"], "a"), "gone is out");
+            assert!(passes(&spokes[4], &town.nats[0], ["edge", "listener"], "a"), "same is not");
+            // Who may do less comes back, and may.
+            connected(&town.nats[0], &["narrowed"]);
+            assert!(passes(&spokes[2], &town.nats[0], ["edge", "listener"], "a"));
+            assert!(!passes(&spokes[2], &town.nats[0], ["edge", "listener"], "b"));
+            let receipt = town.servers.receipt().expect("somebody lost something");
+            assert!(receipt.failure.is_none(), "{receipt:?}");
+            assert_eq!(receipt.users, LOSING.map(str::to_owned).into());
+        }
+    }
+}
+
+/// Without the system account nobody can close them. That is told until they are gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_server_that_keeps_a_leaf_node_from_before_is_not_called_in_force() {
+    for version in VERSIONS {
+        for loses in LOSING {
+            let hub = free_address();
+            let extra = taking_leaf_nodes(hub);
+            let nats = Nats::with(Setup { version, extra: &extra, ..Setup::default() });
+            let mut town = Town::of(vec![nats], without_system).await;
+            let spokes = [leaf_node(hub, loses), leaf_node(hub, "same")];
+            connected(&town.nats[0], &[loses, "same"]);
+            let mut client = town.nats[0].client("gone", "gone");
+            let outcomes = town.write(&before(), &after()).await;
+            let [Outcome { state: State::NotInStep { why }, .. }] = &outcomes[..] else {
+                panic!("{version:?}, {loses}: {outcomes:#?}");
+            };
+            let said = why.to_string();
+            assert!(said.contains("1 leaf node ") && said.contains(loses), "{said}");
+            assert!(!said.contains("same"), "{said}");
+            assert!(why.hint().unwrap().contains("restart nats-server"), "{why:?}");
+            assert!(client.closed(SOON).is_some(), "for all others it is in force");
+
+            // Nobody is reloaded for it again, and it is not forgotten either.
+            let former = loaded(&town.nats[0]);
+            assert!(!in_step(&town.unchanged().await));
+            town.restart(without_system);
+            assert!(!in_step(&town.unchanged().await), "another process knows, too");
+            drop(spokes);
+            eventually("they are gone", || leaf_nodes(&town.nats[0]).is_empty().then_some(()));
+            assert!(in_step(&town.unchanged().await));
+            assert_eq!(loaded(&town.nats[0]), former);
+        }
+    }
+}
+
+/// The operator says who may be a leaf node, so that those have nothing to do with our users.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn leaf_nodes_of_the_main_configs_own_users_are_left_alone() {
+    let hub = free_address();
+    let extra = format!(
+        "leafnodes {{ listen: \"{hub}\", authorization {{ users = [ {{user: spoke, password: spoke}} ] }} }}\n{SYSTEM_ACCOUNT}"
+    );
+    for settings in [by_signal, without_system] {
+        let nats = Nats::with(Setup { extra: &extra, ..Setup::default() });
+        let mut town = Town::of(vec![nats], settings).await;
+        let spoke = leaf_node(hub, "spoke");
+        let there = connected(&town.nats[0], &["spoke"]);
+        assert!(in_step(&town.write(&before(), &after()).await));
+        assert!(in_step(&town.unchanged().await));
+        assert_eq!(leaf_nodes(&town.nats[0]), there);
+        assert!(passes(&spoke, &town.nats[0], ["edge", "listener"], "a"));
+    }
 }
