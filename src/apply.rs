@@ -689,17 +689,25 @@ impl AuthFile {
     /// Notes that these users are to lose something, if one may be connected as a leaf node: a reload
     /// would not notice, and nobody else would know.
     pub fn note_losing(&self, losing: &[String], main_config: Option<&MainConfig>) {
-        if losing.is_empty() || !main_config.is_none_or(MainConfig::takes_leaf_nodes) {
+        if losing.is_empty() {
             return;
         }
         let (mut noted, leaf_nodes) = self.noted_leaf_nodes();
         noted.extend(losing.iter().cloned());
-        self.note_leaf_nodes(&noted, &leaf_nodes);
+        self.note_leaf_nodes(&noted, &leaf_nodes, main_config);
     }
 
     /// Notes who lost something and may be connected by a leaf node as before, and which leaf nodes
     /// are.
-    pub fn note_leaf_nodes(&self, losing: &BTreeSet<String>, leaf_nodes: &BTreeSet<LeafNode>) {
+    pub fn note_leaf_nodes(
+        &self,
+        losing: &BTreeSet<String>,
+        leaf_nodes: &BTreeSet<LeafNode>,
+        main_config: Option<&MainConfig>,
+    ) {
+        let nobody = BTreeSet::new();
+        let possible = main_config.is_none_or(MainConfig::takes_leaf_nodes);
+        let losing = if possible { losing } else { &nobody };
         let (noted, were) = self.noted_leaf_nodes();
         if noted == *losing && were == *leaf_nodes {
             return;

@@ -449,7 +449,7 @@ impl<S: Source> Reconciler<S> {
         }
         self.file.remember(applied, &self.servers.proven());
         let (losing, leaf_nodes) = self.servers.leaf_nodes();
-        self.file.note_leaf_nodes(losing, leaf_nodes);
+        self.file.note_leaf_nodes(losing, leaf_nodes, main_config);
         if servers.iter().any(|it| matches!(it.state, State::NotInStep { .. })) {
             return Err(ReconcileError::Servers(servers));
         }

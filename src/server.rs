@@ -211,7 +211,16 @@ struct Wanted<'a> {
     /// What `nats-server -t` makes of the config on disk.
     digest: Option<Digest>,
     /// When each server was ordered to reload, if it was.
-    ordered: BTreeMap<String, SystemTime>,
+    ordered: BTreeMap<String, Ordered>,
+}
+
+/// An order to reload.
+#[derive(Clone, Copy, Debug)]
+struct Ordered {
+    /// When it was given, by our clock.
+    at: SystemTime,
+    /// When the server had loaded its config before, by its own.
+    before: SystemTime,
 }
 
 impl Servers {
@@ -505,7 +514,8 @@ impl Servers {
                 let mut running = answers.iter().filter_map(Answer::ok);
                 let running = running.find(|it| it.id == id);
                 let ordered = wanted.ordered.get(&id);
-                let reload = running.zip(ordered).map(|(it, at)| it.loaded.duration_since(*at));
+                let reload =
+                    running.zip(ordered).map(|(it, order)| it.loaded.duration_since(order.at));
                 debug!(?reload, took = ?begun.elapsed(), "proven");
                 took.insert(id, begun.elapsed());
             }
@@ -591,7 +601,7 @@ impl Servers {
                 self.leaf_nodes = self.left_over(file, &cut, answers).await;
             }
         }
-        if proven.len() < answers.len() {
+        if proven.len() < answers.len() || answers.is_empty() {
             // With the next pass, then.
             self.cut.users = cut.users;
         }
@@ -843,8 +853,9 @@ impl Servers {
 impl Wanted<'_> {
     /// Who was ordered to reload may prove by the time that it did.
     fn order(&mut self, servers: &[&Running]) {
-        let now = SystemTime::now();
-        self.ordered.extend(servers.iter().map(|it| (it.id.clone(), now)));
+        let at = SystemTime::now();
+        let order = |it: &&Running| (it.id.clone(), Ordered { at, before: it.config_load_time });
+        self.ordered.extend(servers.iter().map(order));
     }
 
     /// What shows that the server runs the file, if anything does.
@@ -884,9 +895,15 @@ impl Wanted<'_> {
             let again = ordered.is_some() && !self.file.changed;
             // One that starts may have read what was there just before.
             let starting = if running.reloaded { Duration::ZERO } else { STARTING };
-            let since = ordered.copied().unwrap_or(self.file.written + starting);
-            let since = since.max(self.file.written);
-            let loaded = running.loaded > since && (again || !former);
+            let since = ordered.map_or(self.file.written + starting, |it| it.at);
+            let later = running.loaded > since.max(self.file.written);
+            // If the file or the order is of a time that is still to come, our clock was set back
+            // since, and no load would ever be later. But that there was one since the order needs no
+            // clock. Without an order, one is given, and that is the end of it.
+            let set_back = |it: &Ordered| it.at > SystemTime::now() || self.file.written > it.at;
+            let anew =
+                ordered.is_some_and(|it| set_back(it) && running.config_load_time != it.before);
+            let loaded = (later || anew) && (again || !former);
             // Unless we just ordered it, nobody knows whether the config that was loaded then
             // included the file. If the main config is another by now, it may not have.
             let another = differs || self.file.main_changed.is_some_and(|it| it > running.loaded);

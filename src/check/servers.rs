@@ -10,7 +10,7 @@ use std::{
 use super::{Line, open_servers};
 use crate::{
     apply::{Adopt, AuthFile, MainConfig},
-    auth::Desired,
+    auth::{ConnectionType, Desired, User, counted},
     options::Options,
     reconcile::Plan,
     server::{self, Running, ServerError, Servers, State},
@@ -88,9 +88,50 @@ pub(super) async fn look(
     // Without the records, the file has the passwords too.
     let mut former = || file.read(Adopt::Yes).ok()?.desired;
     let former = if plan.is_none() { former() } else { None };
-    if let Some(desired) = plan.map(|it| &*it.desired).or(former.as_deref()).filter(|_| !silent) {
-        freeze(options, &mut servers, desired, lines).await;
+    if let Some(desired) = plan.map(|it| &*it.desired).or(former.as_deref()) {
+        leaf_nodes(options, config, desired, lines);
+        if !silent {
+            freeze(options, &mut servers, desired, lines).await;
+        }
     }
+}
+
+/// What becomes of leaf nodes of users who lose something: no reload looks at them.
+fn leaf_nodes(
+    options: &Options,
+    config: Option<&MainConfig>,
+    desired: &Desired,
+    lines: &mut Vec<Line>,
+) {
+    let ways = [ConnectionType::Leafnode, ConnectionType::LeafnodeWs];
+    let may = |it: &&User| ways.into_iter().any(|way| it.connects_by(way));
+    let count = desired.users.values().filter(may).count();
+    if count == 0 || !config.is_some_and(MainConfig::takes_leaf_nodes) {
+        return;
+    }
+    let text =
+        format!("{} may connect leaf nodes, at which no reload looks", counted(count, "user"));
+    let hint = "set `system_url` in [nats], so that pb-nats closes them; or let \
+                `allowed_connection_types` of the records name the other ways only";
+    lines.push(if options.nats.system_url.is_some() {
+        let closed = "those of a user who has less are closed over the system account";
+        Line::good("leaf_nodes.closed", format!("{text}; {closed}"))
+    } else if options.nats.monitor_url.is_empty() {
+        Line::doubtful(
+            "leaf_nodes.unseen",
+            format!("{text}; of a user who has less they stay connected, and nobody notices"),
+            hint,
+        )
+    } else {
+        Line::doubtful(
+            "leaf_nodes.stay",
+            format!(
+                "{text}; of a user who has less they stay connected, and the file is not called in \
+                 force until they are gone"
+            ),
+            hint,
+        )
+    });
 }
 
 pub(super) async fn try_reload(options: &Options) -> Vec<Line> {

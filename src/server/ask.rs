@@ -305,14 +305,14 @@ impl System {
                 if message.status == Some(StatusCode::NO_RESPONDERS) {
                     return Err(ServerError::NotSystem { address: self.address.clone() });
                 }
-                match self.understand::<SystemAnswer<Varz>>(&message) {
+                match understand::<SystemAnswer<Varz>>(&message, &self.address) {
                     Ok(SystemAnswer { data: Some(varz), .. }) => answers.push(varz.running(sent)),
                     Ok(SystemAnswer { error, .. }) => {
-                        let server = self.sender(&message);
+                        let server = sender(&message, &self.address);
                         let reason = error.map(|it| it.description).unwrap_or_default();
                         garbled.insert(server.clone(), ServerError::Refused { server, reason });
                     }
-                    Err(error) => drop(garbled.insert(self.sender(&message), error)),
+                    Err(error) => drop(garbled.insert(sender(&message, &self.address), error)),
                 }
             }
         };
@@ -332,12 +332,6 @@ impl System {
                 Ok(answers.into_iter().map(ok).chain(garbled.into_iter().map(not)).collect())
             }
         }
-    }
-
-    /// Who says that it sent the message; else, where we heard it.
-    fn sender(&self, message: &Message) -> String {
-        let envelope = serde_json::from_slice::<Envelope>(&message.payload);
-        envelope.map_or_else(|_| self.address.clone(), |it| it.server.name)
     }
 
     /// Orders one server to reload, and returns when it has.
@@ -494,7 +488,7 @@ impl System {
                 return Err(ServerError::Silent { server, after: begun.elapsed() });
             }
         };
-        let answer = self.understand::<SystemAnswer<T>>(&message)?;
+        let answer = understand::<SystemAnswer<T>>(&message, name)?;
         match answer.error {
             None => Ok(answer.data),
             Some(Failure { description }) => {
@@ -548,11 +542,18 @@ impl System {
         self.client = Some(client.clone());
         Ok(client)
     }
+}
 
-    fn understand<T: de::DeserializeOwned>(&self, message: &Message) -> Result<T, ServerError> {
-        serde_json::from_slice(&message.payload)
-            .map_err(|source| ServerError::Garbled { server: self.address.clone(), source })
-    }
+/// What a message over the system account says; `asked` is who should have sent it.
+fn understand<T: de::DeserializeOwned>(message: &Message, asked: &str) -> Result<T, ServerError> {
+    serde_json::from_slice(&message.payload)
+        .map_err(|source| ServerError::Unreadable { server: sender(message, asked), source })
+}
+
+/// Who says that it sent the message; else, who should have.
+fn sender(message: &Message, asked: &str) -> String {
+    let envelope = serde_json::from_slice::<Envelope>(&message.payload);
+    envelope.map_or_else(|_| asked.to_owned(), |it| it.server.name)
 }
 
 impl Monitor {
@@ -795,7 +796,10 @@ impl Varz {
     fn running(mut self, sent: SystemTime) -> Running {
         let (received, now) = (SystemTime::now(), self.now);
         let loaded = self.config_load_time;
-        let loaded = if (sent..=received).contains(&now) {
+        let loaded = if loaded > now {
+            // Its clock was set back since. Nobody knows by how much.
+            SystemTime::UNIX_EPOCH
+        } else if (sent..=received).contains(&now) {
             loaded
         } else {
             // Another clock. The answer was made after we asked, so this errs towards too early.
@@ -848,4 +852,53 @@ pub(super) fn unanswered<'a>(answers: impl Iterator<Item = &'a Running>) -> usiz
         *size = (*size).max(running.remotes + 1);
     }
     clusters.into_values().map(|(answered, size)| size.saturating_sub(answered)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::{Connected, Connz, LISTING, OVERLAP, PAGE, Pages};
+
+    fn connected(cid: u64, start: SystemTime) -> Connected {
+        let [kind, authorized_user, account] = [const { String::new() }; 3];
+        Connected { cid, kind, authorized_user, account, start }
+    }
+
+    /// Whom one finds if so many of the first go from each page to the next.
+    fn found(mut connections: Vec<u64>, mut going: impl Iterator<Item = usize>) -> Vec<u64> {
+        let now = SystemTime::now();
+        let mut pages = Pages::new();
+        loop {
+            let (offset, limit) = pages.next();
+            let page = connections.iter().skip(offset).take(limit).map(|it| connected(*it, now));
+            if pages.add(Connz { now, connections: page.collect() }) {
+                return pages.found.iter().map(|it| it.cid).collect();
+            }
+            connections.drain(..going.next().unwrap_or_default().min(connections.len()));
+        }
+    }
+
+    #[test]
+    fn nobody_is_missed_though_others_go_from_page_to_page() {
+        let all: Vec<u64> = (1..=10_000).map(|it| it * 3).collect();
+        assert_eq!(found(all.clone(), std::iter::empty()), all);
+        for goes in [1, OVERLAP - 1, OVERLAP, OVERLAP + 1, PAGE, 3 * PAGE, 9_999, 10_000] {
+            for times in [1, 2, 20] {
+                let found = found(all.clone(), std::iter::repeat_n(goes, times));
+                assert!(found.is_sorted_by(|a, b| a < b));
+                let stay = &all[(goes * times).min(all.len())..];
+                assert!(stay.iter().all(|it| found.contains(it)), "{goes}, {times} times");
+            }
+        }
+    }
+
+    /// Else whoever is to go, and came before that, would count as one who came since.
+    #[test]
+    fn who_began_after_now_began_before_the_clock_was_set_back() {
+        let now = SystemTime::now();
+        let start = |it: Duration| connected(1, now + it).by(now).start;
+        assert_eq!(start(Duration::from_hours(1)), SystemTime::UNIX_EPOCH);
+        assert_eq!(start(LISTING / 2), now + LISTING / 2, "it came while the list was made");
+    }
 }

@@ -193,6 +193,14 @@ pub enum ServerError {
         /// Why.
         source: reqwest::Error,
     },
+    /// A server has answered over the system account, and it is not known what.
+    #[error("the answer of {server} is not understood")]
+    Unreadable {
+        /// Whom, as it says; or where it was heard.
+        server: String,
+        /// Why not.
+        source: serde_json::Error,
+    },
     /// The answer is not a nats-server's.
     #[error("what answers at {server} is not a nats-server")]
     Garbled {
@@ -285,6 +293,10 @@ impl ServerError {
             ServerError::Monitor { .. } | ServerError::Garbled { .. } => {
                 "is nats-server running? `nats.monitor_url` is the `http` address in its config, \
                 such as http://127.0.0.1:8222"
+                    .into()
+            }
+            ServerError::Unreadable { .. } => {
+                "is it a nats-server of 2.10 or later? Whoever is in the system account can answer for one"
                     .into()
             }
             ServerError::Missing { .. } => {

@@ -1,10 +1,12 @@
 //! Who has less than before is sent away at once, and nobody else is.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
-    net::SocketAddr,
-    sync::{Arc, LazyLock},
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, LazyLock, Mutex},
+    thread,
     time::Duration,
 };
 
@@ -24,8 +26,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use crate::{
     PB_NATS,
     support::{
-        Client, Login, Nats, Pb, PbNats, SOON, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, bcrypt,
-        eventually, free_address, http, poll, write,
+        Client, Login, Nats, Pb, PbNats, SOON, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, Signal,
+        answering, bcrypt, eventually, free_address, http, poll, write,
     },
 };
 
@@ -92,7 +94,7 @@ impl Town {
 
     fn note(&self) {
         let (losing, left) = self.servers.leaf_nodes();
-        self.file.note_leaf_nodes(losing, left);
+        self.file.note_leaf_nodes(losing, left, self.file.main_config().unwrap().as_ref());
     }
 
     /// Another process goes on.
@@ -434,10 +436,14 @@ fn taking_leaf_nodes(address: SocketAddr) -> String {
 
 /// A second server that is connected to the first by this user's name, which is the password too.
 fn leaf_node(hub: SocketAddr, user: &str) -> Nats {
+    leaf_node_at(&format!("nats://{user}:{user}@{hub}"), user)
+}
+
+fn leaf_node_at(url: &str, user: &str) -> Nats {
     // Of two of one name the second is turned away.
     let extra = format!(
         "server_name: \"leaf-{user}\"\n\
-         leafnodes {{ reconnect: 1, remotes: [ {{url: \"nats://{user}:{user}@{hub}\"}} ] }}"
+         leafnodes {{ reconnect: 1, remotes: [ {{url: \"{url}\"}} ] }}"
     );
     let auth = "authorization { users = [ {user: edge, password: edge} ] }";
     Nats::with(Setup { extra: &extra, auth, ..Setup::default() })
@@ -562,4 +568,178 @@ async fn leaf_nodes_of_the_main_configs_own_users_are_left_alone() {
         assert_eq!(leaf_nodes(&town.nats[0]), there);
         assert!(passes(&spoke, &town.nats[0], ["edge", "listener"], "a"));
     }
+}
+
+/// The whole of it, as who runs it sees it.
+#[test]
+fn once_and_check_tell_of_leaf_nodes_that_stay() {
+    let pb = Pb::start();
+    let hub = free_address();
+    let extra = format!("leafnodes {{ listen: \"{hub}\" }}");
+    let nats = Nats::with(Setup { extra: &extra, ..Setup::default() });
+    let role = pb.role("clerk", &["a"], &["a"]);
+    let ann = pb.user("ann", "ann", &role);
+    pb.user("bob", "bob", &role);
+    let mut pb_nats = PbNats::between(PB_NATS, &pb, &nats);
+    pb_nats.once().success();
+    let stays = pb_nats.command(&["check"]).success().stdout;
+    assert!(
+        stays.contains("2 users may connect leaf nodes") && stays.contains("`system_url`"),
+        "{stays}"
+    );
+    let spoke = leaf_node(hub, "ann");
+    connected(&nats, &["ann"]);
+
+    // As if it had been killed right after it replaced the file.
+    pb_nats.unset("nats.monitor_url");
+    let pid_file = pb_nats.dir().join("none");
+    write(&pid_file, "");
+    pb_nats.set("nats.pid_file", pid_file.display().to_string());
+    pb.update(
+        "nats_users",
+        &ann,
+        &json!({ "publish_permissions": ["b"], "password": bcrypt("other") }),
+    );
+    pb_nats.once().exits(1);
+    pb_nats.set("nats.monitor_url", nats.monitor_url());
+    pb_nats.set("nats.pid_file", nats.pid_file().display().to_string());
+    for _ in 0..2 {
+        let said = pb_nats.once().exits(1).stderr;
+        assert!(said.contains("keeps 1 leaf node connected, of \"ann\""), "{said}");
+        assert!(said.contains("restart nats-server"), "{said}");
+    }
+    assert!(nats.accepts("ann", "other") && nats.accepts("bob", "bob"));
+    let checked = pb_nats.command(&["check"]).exits(1);
+    assert!(checked.stdout.contains("keeps 1 leaf node connected"), "{checked:?}");
+    drop(spoke);
+    eventually("it is gone", || leaf_nodes(&nats).is_empty().then_some(()));
+    pb_nats.once().success();
+    assert!(!nats.dir().join(".auth.conf.leafs").exists());
+}
+
+/// They are listed like others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn leaf_nodes_in_a_web_socket_are_no_exception() {
+    for version in VERSIONS {
+        let (hub, web) = (free_address(), free_address());
+        let extra =
+            format!("websocket {{ listen: \"{web}\", no_tls: true }}\n{}", taking_leaf_nodes(hub));
+        let ways: [(fn(&mut NatsOptions, &Nats), bool); 2] =
+            [(by_signal, true), (without_system, false)];
+        for (settings, closes) in ways {
+            let nats = Nats::with(Setup { version, extra: &extra, ..Setup::default() });
+            let mut town = Town::of(vec![nats], settings).await;
+            let spokes =
+                ["gone", "same"].map(|it| leaf_node_at(&format!("ws://{it}:{it}@{web}"), it));
+            connected(&town.nats[0], &["gone", "same"]);
+            assert_eq!(in_step(&town.write(&before(), &after()).await), closes, "{version:?}");
+            let left: Vec<String> = leaf_nodes(&town.nats[0]).into_values().collect();
+            assert_eq!(!left.contains(&"gone".into()), closes, "{version:?}: {left:?}");
+            assert!(left.contains(&"same".into()), "{version:?}: {left:?}");
+            drop(spokes);
+        }
+    }
+}
+
+/// Passes on what a client and a server say to each other. Before it passes on something of the
+/// client's with these words in it, for the first time, it does this.
+fn between(
+    server: SocketAddr,
+    words: &'static str,
+    first: impl FnOnce() + Send + 'static,
+) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let first = Arc::new(Mutex::new(Some(first)));
+    thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            let mut server = TcpStream::connect(server).unwrap();
+            let (mut back, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            thread::spawn(move || io::copy(&mut back, &mut to));
+            let first = Arc::clone(&first);
+            thread::spawn(move || {
+                let mut some = [0; 16 * 1024];
+                while let Ok(length @ 1..) = client.read(&mut some) {
+                    if String::from_utf8_lossy(&some[..length]).contains(words)
+                        && let Some(first) = first.lock().unwrap().take()
+                    {
+                        first();
+                    }
+                    if server.write_all(&some[..length]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Those behind them move up in the list.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn nobody_is_overlooked_while_others_go_from_one_page_to_the_next() {
+    // Many systems let a process have 1,024 at first.
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let names: BTreeSet<String> = (0..20).map(|it| format!("user-{it}")).collect();
+    let hash = bcrypt("pass");
+    let mut desired = before();
+    desired.users.extend(names.iter().map(|it| (it.as_str().into(), user(&hash, &["a"]))));
+    let mut town = Town::of(server(None), by_system).await;
+    assert!(in_step(&town.write(&before(), &desired).await));
+
+    let nats = &town.nats[0];
+    let connect =
+        |count: usize| -> Vec<Client> { (0..count).map(|_| nats.client("same", "same")).collect() };
+    // They are listed in the order in which they come, 1,024 at first.
+    let (early, _others) = (connect(600), connect(440));
+    let _wanted: Vec<Client> = names.iter().map(|it| nats.client(it, "pass")).collect();
+    let (all, monitor) = (nats.varz()["connections"].as_u64().unwrap(), nats.monitor_url());
+    let many = early.len() as u64;
+    let go = move || {
+        drop(early);
+        eventually("they are gone", || {
+            let mut varz = http().get(format!("{monitor}/varz")).call().unwrap();
+            let varz: Value = varz.body_mut().read_json().unwrap();
+            (varz["connections"].as_u64().unwrap() <= all - many).then_some(())
+        });
+    };
+    let address = between(nats.address, "\"limit\":2048", go);
+    town.restart(|options, nats| {
+        by_system(options, nats);
+        options.system_url = Some(format!("nats://{address}"));
+    });
+    let (found, failure) = town.servers.connections(&names).await.expect("it can be asked");
+    assert!(failure.is_none(), "{failure:?}");
+    let missed: Vec<_> = names.iter().filter(|it| found.get(*it) != Some(&1)).collect();
+    assert!(missed.is_empty(), "{missed:?}");
+    assert!(town.nats[0].varz()["connections"].as_u64().unwrap() <= all - many + 2);
+}
+
+/// Of two servers one is stopped, and somebody answers in its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_unreadable_list_of_one_server_keeps_nobody_at_another() {
+    let nats = Nats::cluster(2, Setup { extra: SYSTEM_ACCOUNT, ..Setup::default() });
+    let mut town = Town::of(nats, by_system).await;
+    let id = town.nats[1].varz()["server_id"].as_str().unwrap().to_owned();
+    let asked = format!("$SYS.REQ.SERVER.{id}.VARZ");
+    let varz = town.nats[0].system().request(&asked, b"", SOON).expect("it answers");
+    town.nats[1].signal(Signal::STOP);
+    answering(&town.nats[0], &id, move |subject| {
+        if subject.ends_with(".VARZ") { varz.payload.clone() } else { b"nonsense".to_vec() }
+    });
+    assert_eq!(town.servers.running().await.iter().filter(|it| it.is_ok()).count(), 2);
+    let counts = town.servers.clients().await.expect("one of them tells");
+    assert_eq!(counts.len(), 1, "{counts:?}");
+    let names = LOSING.map(str::to_owned).into();
+    let mut losing: Vec<_> = LOSING.iter().map(|it| town.nats[0].client(it, it)).collect();
+    let (counts, failure) = town.servers.connections(&names).await.expect("it can be asked");
+    assert_eq!(counts.len(), 3, "{counts:?}");
+    assert!(failure.expect("of one").to_string().contains("nats-server-2"));
+
+    let mut same = town.nats[0].client("same", "same");
+    let outcomes = town.write(&before(), &after()).await;
+    assert!(matches!(outcomes[0].state, State::InStep { .. }), "{outcomes:#?}");
+    assert!(losing.iter_mut().all(|it| it.closed(SOON).is_some()));
+    assert!(same.flush().is_ok());
 }

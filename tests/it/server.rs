@@ -22,7 +22,7 @@ use pb_nats::{
 use serde_json::Value;
 
 use crate::support::{
-    Nats, Process, SOON, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, Signal, bcrypt, eventually,
+    Nats, Process, SOON, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, Signal, answering, bcrypt, eventually,
     free_address, write,
 };
 
@@ -476,6 +476,51 @@ async fn a_server_that_starts_while_the_file_is_replaced_reads_it_once_more() {
 }
 
 /// It read what was there when it began to start, whatever the present file's contents are as old as.
+/// To a clock that was set back an hour, a load is never later than a file from before that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_clock_that_was_set_back_costs_one_reload_and_no_more() {
+    for version in [None, Some("2.10.26")] {
+        for by_system in [false, true] {
+            let setup = Setup { version, extra: SYSTEM_ACCOUNT, ..Setup::default() };
+            let nats = Nats::with(setup);
+            let reloads = || nats.log().matches("Reloaded server configuration").count();
+            let mut house = if by_system {
+                House::of(&nats, by_system_account(&nats))
+            } else {
+                House::of(&nats, by_pid_file(&nats))
+            };
+            // Digests would show it anyway.
+            house.options.nats.config_file = None;
+            house.file = AuthFile::new(&house.options);
+            house.options.nats.reload_timeout = Duration::from_secs(2);
+            house.again(nats.dir(), |_| ());
+            let hour = Duration::from_hours(1);
+            let mut applied = house.write(&["ann"]).await;
+            applied.written += hour;
+            assert_eq!(proof(&house.converge(&applied).await), Proof::LoadTime, "{version:?}");
+            assert!(nats.accepts("ann", "ann"));
+            assert_eq!(reloads(), 1);
+            // Another process, which knows nothing of all that; and none of them does it twice.
+            fs::remove_file(nats.dir().join(".auth.conf.proven")).unwrap();
+            house.again(nats.dir(), |_| ());
+            for _ in 0..3 {
+                let current = house.file.read(Adopt::No).unwrap();
+                let mut applied = house.file.as_it_is(&current).await.unwrap();
+                applied.written += hour;
+                house.converge(&applied).await;
+                assert_eq!(proof(&house.converge(&applied).await), Proof::LoadTime, "{version:?}");
+                assert!(reloads() <= 2, "{}", nats.log());
+            }
+            // And it goes on.
+            let mut applied = house.write(&["bob"]).await;
+            applied.written += hour;
+            assert_eq!(proof(&house.converge(&applied).await), Proof::LoadTime, "{version:?}");
+            assert!(nats.accepts("bob", "bob") && !nats.accepts("ann", "ann"));
+            assert!(reloads() <= 3, "{}", nats.log());
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_file_is_as_new_as_its_name() {
     let mut nats = Nats::with(Setup { version: Some("2.10.26"), ..Setup::default() });
@@ -805,6 +850,32 @@ async fn what_answers_nonsense_is_not_believed_and_keeps_nobody_waiting() {
         let said = told(why);
         assert!(said.contains(complaint) && said.contains(address), "{complaint}: {said}");
         assert!(!said.contains("secret"), "{said}");
+    }
+}
+
+/// Of two servers one is stopped, and somebody answers in its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_answer_that_nobody_understands_costs_no_other_server_its_own() {
+    let sender = r#""server": {"name": "nats-server-2", "id": "ODD"}"#;
+    for (answer, wanted) in [
+        ("{".to_owned(), "is not understood"),
+        (format!(r#"{{{sender}, "data": {{"now": 5}}}}"#), "nats-server-2 is not understood"),
+        (
+            format!(r#"{{{sender}, "error": {{"code": 500, "description": "no"}}}}"#),
+            "nats-server-2",
+        ),
+    ] {
+        let servers = Nats::cluster(2, Setup { extra: SYSTEM_ACCOUNT, ..Setup::default() });
+        let mut house = House::of(&servers[0], by_system_account(&servers[0]));
+        servers[1].signal(Signal::STOP);
+        answering(&servers[0], "ODD", move |_| answer.clone().into_bytes());
+        let outcomes = house.changed(&["ann"]).await;
+        assert_eq!(in_step(&outcomes), ["nats-server-1"], "{outcomes:#?}");
+        assert!(servers[0].accepts("ann", "ann"));
+        let other = outcomes.iter().find(|it| it.server != "nats-server-1").expect("it is told");
+        let State::NotInStep { why } = &other.state else { panic!("{outcomes:#?}") };
+        assert!(told(why).contains(wanted), "{wanted}: {}", told(why));
+        assert_eq!(outcomes.len(), 2, "{outcomes:#?}");
     }
 }
 

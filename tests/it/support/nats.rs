@@ -364,3 +364,21 @@ fn acquainted(servers: &[Nats]) {
 
 /// A hash that no password has.
 const LOCKED: &str = "$2a$10$.....................................................";
+
+/// Answers over the system account what all servers are asked, or the one with this id: with what
+/// this says, as long as `nats` runs.
+pub(crate) fn answering(nats: &Nats, id: &str, answer: impl Fn(&str) -> Vec<u8> + Send + 'static) {
+    let mut client = nats.system();
+    client.subscribe("$SYS.REQ.SERVER.PING.VARZ");
+    client.subscribe(&format!("$SYS.REQ.SERVER.{id}.*"));
+    client.flush().expect("it may");
+    std::thread::spawn(move || {
+        while client.flush().is_ok() {
+            while let Some(asked) = client.next(std::time::Duration::from_millis(50)) {
+                if let Some(reply) = asked.reply {
+                    client.publish(&reply, &answer(&asked.subject));
+                }
+            }
+        }
+    });
+}
