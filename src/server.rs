@@ -24,7 +24,7 @@ use crate::{
     apply::{Applied, Digest, LeafNode},
     options::NatsOptions,
 };
-use ask::{Answer, Ask};
+use ask::{Answer, Ask, Connection};
 use cut::CutOff;
 use reload::{Order, Reload};
 
@@ -635,11 +635,12 @@ impl Servers {
             let (mut theirs, others): (BTreeSet<_>, BTreeSet<_>) =
                 known.into_iter().partition(|it| it.server == running.id);
             theirs.retain(|it| connected.iter().any(|now| now.number == it.number));
-            let found = connected.iter().filter(|it| {
-                proven
-                    && (cut.concerns(running, it)
-                        || file.lets_in_leaf_node(&it.user) == Some(false))
-            });
+            // Of several, each may let in leaf nodes by a main config of its own.
+            let barred = |it: &Connection| {
+                answers.len() == 1 && file.lets_in_leaf_node(&it.user) == Some(false)
+            };
+            let found =
+                connected.iter().filter(|it| proven && (cut.concerns(running, it) || barred(it)));
             theirs.extend(found.map(|it| LeafNode {
                 server: it.server.clone(),
                 number: it.number,

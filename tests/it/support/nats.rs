@@ -373,8 +373,8 @@ pub(crate) fn answering(nats: &Nats, id: &str, answer: impl Fn(&str) -> Vec<u8> 
     client.subscribe(&format!("$SYS.REQ.SERVER.{id}.*"));
     client.flush().expect("it may");
     std::thread::spawn(move || {
-        while client.flush().is_ok() {
-            while let Some(asked) = client.next(std::time::Duration::from_millis(50)) {
+        while client.closed(std::time::Duration::from_millis(50)).is_none() {
+            while let Some(asked) = client.heard() {
                 if let Some(reply) = asked.reply {
                     client.publish(&reply, &answer(&asked.subject));
                 }
