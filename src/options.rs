@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 pub use self::{
     check::Note,
-    load::{OptionsError, Place},
+    load::{OptionsError, Place, keep_settings_from},
     settings::{reference, settings_file},
 };
 use crate::auth::{Event, EventType, MaxRemoved, Policy};

@@ -6,11 +6,13 @@
 
 use std::{
     collections::BTreeMap,
+    env,
     ffi::OsString,
     fmt,
     io::{self, Read},
     ops::Range,
     path::{self, Path, PathBuf},
+    process::Command,
 };
 
 use serde::Deserialize;
@@ -25,6 +27,8 @@ use super::{
 };
 
 const FILES: [&str; 2] = ["pb-nats.toml", "/etc/pb-nats/pb-nats.toml"];
+/// What the names of our variables begin with.
+const VARIABLES: &str = "PB_NATS_";
 const LARGEST_FILE: u64 = 1024 * 1024;
 
 /// The settings cannot be used. Nothing was started.
@@ -222,10 +226,19 @@ fn from_text<'t>(text: &'t str, source: &str) -> Result<Vec<Given<'t>>, OptionsE
     Ok(given)
 }
 
+/// Keeps what the environment says to us from a program that we start: it may be a secret.
+pub fn keep_settings_from(program: &mut Command) {
+    for (name, _) in env::vars_os() {
+        if name.as_encoded_bytes().starts_with(VARIABLES.as_bytes()) {
+            program.env_remove(name);
+        }
+    }
+}
+
 fn from_environment(environment: &[(OsString, OsString)]) -> Result<Vec<Given<'_>>, OptionsError> {
     let mut given = Vec::new();
     for (name, value) in environment {
-        let Some(name) = name.to_str().filter(|it| it.starts_with("PB_NATS_")) else { continue };
+        let Some(name) = name.to_str().filter(|it| it.starts_with(VARIABLES)) else { continue };
         let place = Place { source: name.into(), position: None };
         let Some(setting) = SETTINGS.iter().find(|it| it.variable() == name) else {
             // Kubernetes sets PB_NATS_PORT and such for a Service called `pb-nats`. Only what names

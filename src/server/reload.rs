@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group, tes
 use tokio::{io::AsyncReadExt as _, net::unix::pipe, process, time, time::Instant};
 
 use super::{Running, ServerError, ask::Ask};
-use crate::options::NatsOptions;
+use crate::options::{NatsOptions, keep_settings_from};
 
 /// How much of what a command says is kept: its end.
 const OUTPUT: usize = 1024;
@@ -211,12 +211,7 @@ impl Command {
             .stderr(writer)
             .process_group(0)
             .kill_on_drop(true);
-        // Our secrets are not its business.
-        for (name, _) in env::vars_os() {
-            if name.as_encoded_bytes().starts_with(b"PB_NATS_") {
-                command.env_remove(name);
-            }
-        }
+        keep_settings_from(command.as_std_mut());
         Ok((command.spawn()?, pipe::Receiver::from_owned_fd(output.into())?))
     }
 }

@@ -27,6 +27,7 @@ use crate::{
         Action, ConnectionTypes, Credential, Desired, Question, Rules, Subject, Subjects, User,
         render,
     },
+    options::keep_settings_from,
     tls,
 };
 
@@ -293,7 +294,9 @@ async fn start(
     config: &str,
 ) -> Result<((Child, BufReader<ChildStderr>), u16), TrialError> {
     let failed = |source| TrialError::Program { program: program.to_owned(), source };
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    keep_settings_from(command.as_std_mut());
+    let mut child = command
         .args(["-c", "/dev/stdin"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use pb_nats::apply::log_file;
+use pb_nats::{apply::log_file, options::keep_settings_from};
 use rustix::process::{Pid, Signal, getppid, kill_process};
 use tokio::{
     net::TcpStream,
@@ -109,12 +109,7 @@ impl Server {
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         // A terminal's Ctrl-C is for us; we end them in order.
         command.process_group(0).kill_on_drop(true);
-        // Our secrets are not their business.
-        for (name, _) in env::vars_os() {
-            if name.as_encoded_bytes().starts_with(b"PB_NATS_") {
-                command.env_remove(name);
-            }
-        }
+        keep_settings_from(command.as_std_mut());
         Ok(Server { name: program.name, child: command.spawn()?, log })
     }
 
