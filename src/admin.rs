@@ -16,10 +16,10 @@ use axum::{
     Extension, Router,
     extract::{Request, State},
     http::{
-        HeaderMap, HeaderName, HeaderValue, StatusCode, Uri,
+        HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri,
         header::{
-            ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY,
-            X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+            ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, ORIGIN,
+            REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
         },
         uri::Authority,
     },
@@ -50,6 +50,8 @@ use self::explain::Desk;
 pub use self::metrics::reference;
 use crate::{
     options::{AdminOptions, Options},
+    reconcile::Reconciler,
+    source::PocketBase,
     status::{Status, Watch},
     tls,
 };
@@ -64,6 +66,8 @@ const MOST_CLIENTS: usize = 64;
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Of many changes in a row, it shows what there is after each of these.
 const FRAME: Duration = Duration::from_millis(100);
+/// What pages from elsewhere may ask for: a link leads to the page, and neither costs anything.
+const FOR_ALL: [&str; 3] = ["/", "/healthz", "/readyz"];
 /// How long the daemon may take to tell how it is.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -133,16 +137,25 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Listens where the options say, and tells what this watch shows.
-    pub async fn start(options: &Options, watch: &Watch) -> Result<Admin, AdminError> {
-        let (desk, watch) = (Desk::new(options), watch.clone());
+    /// Listens where the options say, and tells how it is with what this reconciler does.
+    pub async fn start(
+        options: &Options,
+        reconciler: &Reconciler<PocketBase>,
+    ) -> Result<Admin, AdminError> {
+        let desk = Desk::new(options, reconciler.source());
+        let watch = reconciler.status().clone();
         let mut admin = Admin { options: options.admin.clone(), watch, desk, task: JoinSet::new() };
         admin.listen().await?;
         Ok(admin)
     }
 
-    /// Does it by these options instead, and returns the former ones. On failure those still hold.
-    pub async fn change(&mut self, options: &Options) -> Result<Options, AdminError> {
+    /// Does it by these options instead, in the next reconciler's session with PocketBase, and returns
+    /// the former options. On failure those still hold.
+    pub async fn change(
+        &mut self,
+        options: &Options,
+        next: &Reconciler<PocketBase>,
+    ) -> Result<Options, AdminError> {
         if self.options != options.admin {
             // The new address may overlap the former one.
             self.task.shutdown().await;
@@ -153,7 +166,7 @@ impl Admin {
                 return Err(error);
             }
         }
-        Ok(self.desk.change(options))
+        Ok(self.desk.change(options, next.source()).await)
     }
 
     async fn listen(&mut self) -> Result<(), AdminError> {
@@ -321,21 +334,24 @@ async fn events(State(watch): State<Watch>) -> Response {
     Sse::new(told).into_response()
 }
 
-/// Answers only to our own names, and sees to it that browsers are careful with the answer.
+/// Answers only to our own names and pages, and sees to it that browsers are careful with the answer.
 ///
 /// A page from elsewhere may have its own name resolve to this address, and its browser would let it
-/// read what we say.
+/// read what we say. By our name it could not read it, but have us do it.
 async fn guard(
     State(hosts): State<Arc<[String]>>,
     Extension(local): Extension<SocketAddr>,
     request: Request,
     next: Next,
 ) -> Response {
-    let mut response = if is_ours(request.uri(), request.headers(), local.ip(), &hosts) {
-        next.run(request).await
-    } else {
+    let mut response = if !is_ours(request.uri(), request.headers(), local.ip(), &hosts) {
         let text = "this is not a name of this host; names that are: `admin.hosts`\n";
         (StatusCode::MISDIRECTED_REQUEST, text).into_response()
+    } else if is_costly(&request) && is_foreign(request.headers()) {
+        let text = "pages from elsewhere may not ask; this host's own page is at `/`\n";
+        (StatusCode::FORBIDDEN, text).into_response()
+    } else {
+        next.run(request).await
     };
     let headers = response.headers_mut();
     for (name, value) in [
@@ -350,6 +366,26 @@ async fn guard(
         headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
     response
+}
+
+/// Whether it is answered with more than whether we live.
+fn is_costly(request: &Request) -> bool {
+    let is_question = [Method::GET, Method::HEAD].contains(request.method());
+    is_question && !FOR_ALL.contains(&request.uri().path())
+}
+
+/// Whether a browser asks this for a page of another origin. What is no browser says nothing of it.
+fn is_foreign(headers: &HeaderMap) -> bool {
+    let ours = |origin: &HeaderValue| {
+        let host = headers.get(HOST).and_then(|it| it.to_str().ok());
+        // A proxy before us may speak HTTPS.
+        let named = origin.to_str().ok().and_then(|it| it.split_once("://"));
+        named.zip(host).is_some_and(|((_, origin), host)| origin.eq_ignore_ascii_case(host))
+    };
+    // `none`: somebody typed the address.
+    let mut sites = headers.get_all("sec-fetch-site").iter();
+    let same = |it: &HeaderValue| matches!(it.as_bytes(), b"same-origin" | b"none");
+    !headers.get_all(ORIGIN).iter().all(ours) || !sites.all(same)
 }
 
 /// Whether every name that the request calls us by is one of ours.

@@ -121,6 +121,17 @@ impl PocketBase {
     }
 }
 
+impl PocketBase {
+    /// Another reader of the same, with the same session: whoever has one need not log in again.
+    pub(crate) fn beside(&self) -> PocketBase {
+        match self {
+            PocketBase::Http(http) => PocketBase::Http(http.beside()),
+            #[cfg(feature = "sqlite")]
+            PocketBase::Sqlite(sqlite) => PocketBase::Sqlite(sqlite.beside()),
+        }
+    }
+}
+
 impl Source for PocketBase {
     async fn snapshot(&mut self) -> Result<Snapshot, SourceError> {
         match self {

@@ -1,6 +1,6 @@
 //! Who may do what, for whoever asks. The records are read when somebody does, and apart from the pass.
 
-use std::{sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use axum::{
     extract::{Query, State, rejection::QueryRejection},
@@ -10,10 +10,7 @@ use axum::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::{
-    sync::{Mutex, watch},
-    task, time,
-};
+use tokio::{sync::Mutex, task, time};
 
 use crate::{
     auth::{
@@ -21,7 +18,7 @@ use crate::{
         explain::{BadQuestion, WhoCan},
     },
     options::Options,
-    reconcile::{ReconcileError, Reconciler},
+    reconcile::Reconciler,
     source::PocketBase,
     status::chain,
 };
@@ -39,8 +36,15 @@ const LONGEST: usize = 1024;
 /// Where questions are answered, one at a time.
 #[derive(Clone, Debug)]
 pub(super) struct Desk {
-    options: watch::Sender<Options>,
+    reader: Arc<Mutex<Reader>>,
     records: Arc<Mutex<Option<Records>>>,
+}
+
+/// How the records are read: by these options, in the session that the passes have.
+#[derive(Debug)]
+struct Reader {
+    options: Options,
+    source: PocketBase,
 }
 
 /// What the source said, and when.
@@ -104,13 +108,16 @@ pub(super) async fn users(
 }
 
 impl Desk {
-    pub(super) fn new(options: &Options) -> Desk {
-        Desk { options: watch::Sender::new(options.clone()), records: Arc::default() }
+    pub(super) fn new(options: &Options, source: &PocketBase) -> Desk {
+        let reader = Reader { options: options.clone(), source: source.beside() };
+        Desk { reader: Arc::new(Mutex::new(reader)), records: Arc::default() }
     }
 
-    /// Reads by these options from now on, and returns the former ones.
-    pub(super) fn change(&self, options: &Options) -> Options {
-        self.options.send_replace(options.clone())
+    /// Reads by these options and in this session from now on, and returns the former options.
+    pub(super) async fn change(&self, options: &Options, source: &PocketBase) -> Options {
+        let mut reader = self.reader.lock().await;
+        reader.source = source.beside();
+        mem::replace(&mut reader.options, options.clone())
     }
 
     /// The answer, and as of when it is.
@@ -123,8 +130,12 @@ impl Desk {
         // It goes on without whoever asked: nobody has the records read again and again by leaving.
         let answered = task::spawn(async move {
             if records.is_none() {
-                let options = desk.options.borrow().clone();
-                *records = Some(Records { read: Timestamp::now(), explain: look(&options).await });
+                let (options, source) = {
+                    let reader = desk.reader.lock().await;
+                    (reader.options.clone(), reader.source.beside())
+                };
+                let (read, explain) = (Timestamp::now(), look(source, &options).await);
+                *records = Some(Records { read, explain });
                 task::spawn(async move {
                     time::sleep(KEPT).await;
                     *desk.records.lock().await = None;
@@ -143,9 +154,7 @@ impl Desk {
 }
 
 /// Reads the records.
-async fn look(options: &Options) -> Result<Explain, Problem> {
-    let source = PocketBase::open(&options.pocketbase).map_err(ReconcileError::from);
-    let source = source.map_err(|it| Problem::unread(&it, it.hint()))?;
+async fn look(source: PocketBase, options: &Options) -> Result<Explain, Problem> {
     let mut reconciler =
         Reconciler::new(source, options).map_err(|it| Problem::unread(&it, None))?;
     reconciler.explain().await.map_err(|it| Problem::unread(&it, it.hint()))

@@ -18,7 +18,7 @@ use pb_nats::{
     admin::Admin,
     apply::{ApplyError, Existing, lock_folder, place, private_folder, temporary_folder},
     init::{self, Wanted},
-    options::Secret,
+    options::{Secret, keep_settings_from},
     source::{Login, SourceError, Superuser},
     users::{self, NewUser, Password},
 };
@@ -281,6 +281,7 @@ async fn make_superuser(folder: &Folder, pocketbase: &Path) -> anyhow::Result<Se
     let mut command = Command::new(pocketbase);
     command.args(["superuser", "upsert", SUPERUSER, password.reveal(), "--dir", "pb_data"]);
     command.current_dir(&folder.path).kill_on_drop(true);
+    keep_settings_from(command.as_std_mut());
     let output = command.output().await?;
     if output.status.success() {
         return Ok(password);
@@ -332,7 +333,7 @@ async fn keep(
 ) -> anyhow::Result<()> {
     let mut reconciler = reconciler(&stage.options)?;
     let watch = reconciler.status().clone();
-    let _admin = Admin::start(&stage.options, &watch).await?;
+    let _admin = Admin::start(&stage.options, &reconciler).await?;
     let mut told = Ok(ExitCode::SUCCESS);
     let stop = async {
         let mut shown = false;

@@ -19,7 +19,7 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     // Else the port would be what is in the way, and that tells less.
     reconciler.check_alone()?;
     let watch = reconciler.status().clone();
-    let mut admin = Admin::start(&options, &watch).await?;
+    let mut admin = Admin::start(&options, &reconciler).await?;
     let mut _writer = Writer::start(&options, &watch);
     let mut former = None;
     let (version, file) = (env!("CARGO_PKG_VERSION"), options.auth_file.path.display());
@@ -50,14 +50,14 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
                 keep_settings(&error.into());
                 reconciler = former;
                 _writer = Writer::start(&served, &watch);
-                if let Err(error) = admin.change(&served).await {
+                if let Err(error) = admin.change(&served, &reconciler).await {
                     keep_settings(&error.into());
                 }
                 continue;
             }
         }
         let Some((mut next, options)) = next else { break };
-        match admin.change(&options).await {
+        match admin.change(&options, &next).await {
             Ok(served) => {
                 next.report_to(&watch);
                 _writer = Writer::start(&options, &watch);

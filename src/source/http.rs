@@ -53,7 +53,8 @@ pub struct Http {
     credentials: Credentials,
     /// The token in use. Receivers are told when another one replaces it, not when it is renewed.
     pub(super) token: watch::Sender<Option<HeaderValue>>,
-    renewed: Instant,
+    /// When it was got or renewed.
+    renewed: watch::Sender<Instant>,
     resync: Duration,
     /// When the view was last compared with the collections.
     compared: Option<Instant>,
@@ -65,14 +66,14 @@ pub struct Http {
 }
 
 /// How we show who we are.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Credentials {
     Token(Secret),
     TokenFile(PathBuf),
     Password { collection: String, identity: String, password: Password },
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Password {
     Text(Secret),
     File(PathBuf),
@@ -88,7 +89,7 @@ impl Http {
             view: options.export_view.clone(),
             credentials: Credentials::new(options)?,
             token: watch::Sender::new(None),
-            renewed: Instant::now(),
+            renewed: watch::Sender::new(Instant::now()),
             resync: options.resync_interval,
             compared: None,
             room: ROOM,
@@ -96,6 +97,24 @@ impl Http {
             live: None,
             link: watch::Sender::new(link),
         })
+    }
+
+    /// Another reader, with the same session.
+    pub(super) fn beside(&self) -> Http {
+        Http {
+            api: self.api.clone(),
+            names: self.names.clone(),
+            view: self.view.clone(),
+            credentials: self.credentials.clone(),
+            token: self.token.clone(),
+            renewed: self.renewed.clone(),
+            resync: self.resync,
+            compared: None,
+            room: ROOM,
+            before: Before::default(),
+            live: None,
+            link: watch::Sender::new(self.link.borrow().clone()),
+        }
     }
 
     async fn read(&mut self) -> Result<Snapshot, SourceError> {
@@ -331,7 +350,7 @@ impl Http {
             Credentials::Token(token) => self.take(header(token.reveal())?),
             Credentials::TokenFile(path) => self.take(header(secret(path).await?.reveal())?),
             Credentials::Password { .. } if self.token.borrow().is_none() => self.log_in().await?,
-            Credentials::Password { .. } if self.renewed.elapsed() < RENEWAL => (),
+            Credentials::Password { .. } if self.renewed.borrow().elapsed() < RENEWAL => (),
             Credentials::Password { .. } => match self.confirm().await {
                 Err(SourceError::TokenRefused) => self.log_in().await?,
                 result => result?,
@@ -354,7 +373,7 @@ impl Http {
         let token = self.token.borrow().clone().ok_or(SourceError::TokenRefused)?;
         let renewed = self.api.refresh(&token).await?;
         if let (Credentials::Password { .. }, Some(renewed)) = (&self.credentials, renewed) {
-            self.renewed = Instant::now();
+            self.renewed.send_replace(Instant::now());
             self.token.send_if_modified(|current| {
                 *current = Some(renewed);
                 false
@@ -377,7 +396,7 @@ impl Http {
             }
         };
         let token = self.api.log_in(collection, identity, password).await?;
-        self.renewed = Instant::now();
+        self.renewed.send_replace(Instant::now());
         self.take(token);
         Ok(())
     }

@@ -50,6 +50,11 @@ impl Sqlite {
         let database = Database { path: folder.join("data.db") };
         Sqlite { database, names: Names::new(options), watch: None, last: Last::default() }
     }
+
+    pub(super) fn beside(&self) -> Sqlite {
+        let (database, names) = (self.database.clone(), self.names.clone());
+        Sqlite { database, names, watch: None, last: Last::default() }
+    }
 }
 
 impl Source for Sqlite {

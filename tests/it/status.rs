@@ -5,15 +5,18 @@ use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     process::Command,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
 
 use crate::{
     PB_NATS,
+    middlebox::{Fate, Middlebox},
     support::{
-        Nats, Pb, PbNats, Running, SOON, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, Signal, bcrypt,
-        eventually, free_address, http, write,
+        Nats, Pb, PbNats, Running, SOON, SUPERUSER, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, Signal,
+        bcrypt, eventually, free_address, http, poll, write,
     },
 };
 
@@ -53,7 +56,7 @@ fn status(address: SocketAddr) -> Value {
 #[track_caller]
 fn until(address: SocketAddr, wanted: impl Fn(&Value) -> bool) -> Value {
     let mut last = Value::Null;
-    let found = crate::support::poll(SOON, || {
+    let found = poll(SOON, || {
         last = status(address);
         wanted(&last).then(|| last.clone())
     });
@@ -805,4 +808,87 @@ fn who_gains_waits_for_log_ins_and_who_loses_does_not() {
         until(listen, |it| it["pass"]["waiting"].is_null());
         assert!(running.terminate().success());
     }
+}
+
+/// A browser says for whose page it asks. To have us ask PocketBase is for ours alone.
+#[test]
+fn pages_from_elsewhere_learn_nothing_and_cost_nothing() {
+    let (pb, _nats, mut pb_nats, _) = town();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let hears = asked.clone();
+    let middlebox = Middlebox::start(pb.address(), move |head| {
+        hears.lock().unwrap().push(head.lines().next().unwrap_or_default().to_owned());
+        Fate::Pass
+    });
+    pb_nats.set("pocketbase.url", middlebox.url());
+    pb_nats.unset("pocketbase.token_file");
+    pb_nats.set("pocketbase.identity", SUPERUSER.0);
+    pb_nats.set("pocketbase.password", SUPERUSER.1);
+    pb_nats.set("pocketbase.resync_interval", "1h");
+    let running = pb_nats.run();
+    let address = address(&running);
+    until(address, is("in_step"));
+    until(address, |it| it["source"]["connected_since"].is_string());
+    let log_ins = || {
+        let asked = asked.lock().unwrap();
+        asked.iter().filter(|it| it.contains("auth-with-password")).count()
+    };
+    let count = || asked.lock().unwrap().len();
+    eventually("all is quiet", || {
+        let before = count();
+        poll(Duration::from_secs(2), || (count() > before).then_some(())).is_none().then_some(())
+    });
+    let (first, before) = (log_ins(), count());
+
+    let explain = "/explain?user=ann&action=pub&subject=orders.1";
+    let costly = [explain, "/explain/users", "/status", "/metrics", "/events", "/nothing"];
+    let get = |path: &str, headers: &str| {
+        let words = format!("GET {path} HTTP/1.1\r\nHost: localhost:9478\r\n{headers}\r\n");
+        said(address, &words)
+    };
+    for headers in [
+        "Origin: https://evil.example\r\n",
+        "Origin: null\r\n",
+        "Origin: http://localhost:3000\r\n",
+        "Origin: http://localhost:94780\r\n",
+        "Origin: http://localhost:9478.evil.example\r\n",
+        "Origin: http://localhost:9478\r\nOrigin: http://evil.example\r\n",
+        "Sec-Fetch-Site: cross-site\r\n",
+        "Sec-Fetch-Site: same-site\r\n",
+        "Sec-Fetch-Site: none\r\nSec-Fetch-Site: cross-site\r\n",
+        "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe\r\n",
+        "Origin: http://evil.example\r\nSec-Fetch-Site: same-origin\r\n",
+        "sec-fetch-site: whatever\r\n",
+    ] {
+        for path in costly {
+            let answer = get(path, headers);
+            assert!(answer.starts_with("HTTP/1.1 403 "), "{path} {headers}: {answer}");
+            assert!(!answer.contains("ann") && !answer.contains("clerk"), "{answer}");
+        }
+        // A link leads to the page, which asks for itself.
+        for path in ["/", "/healthz", "/readyz"] {
+            assert!(get(path, headers).starts_with("HTTP/1.1 200 "), "{path} {headers}");
+        }
+    }
+    assert_eq!(count(), before, "nobody was asked");
+
+    for headers in [
+        "",
+        "Sec-Fetch-Site: same-origin\r\n",
+        "Sec-Fetch-Site: none\r\n",
+        "Origin: http://localhost:9478\r\nSec-Fetch-Site: same-origin\r\n",
+        "Origin: https://LOCALHOST:9478\r\n",
+    ] {
+        for path in [explain, "/status", "/metrics"] {
+            assert!(get(path, headers).starts_with("HTTP/1.1 200 "), "{path} {headers}");
+        }
+    }
+    let begun = Instant::now();
+    for _ in 0..100 {
+        assert_eq!(page(address, explain).0, 200);
+    }
+    let looks = 2 + usize::try_from(begun.elapsed().as_secs()).unwrap() / 5;
+    let cost = count() - before;
+    assert!(cost <= looks * 6, "{cost} requests in {:?}", begun.elapsed());
+    assert_eq!(log_ins(), first, "it is the session that is there");
 }
