@@ -1,16 +1,18 @@
 //! The one file that is ours, and the only code that writes it.
 
 mod backups;
+mod lock;
 mod main_config;
 mod setup;
+mod staged;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fmt::Write as _,
     future,
-    io::{self, Read as _, Write as _},
-    iter,
+    io::{self, Read as _, Seek as _, Write as _},
+    iter, mem,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
     process::Stdio,
@@ -21,7 +23,7 @@ use std::{
 
 use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
 use ring::digest;
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::NamedTempFile;
 use tokio::{
     process::Command,
     sync::{OnceCell, oneshot},
@@ -31,18 +33,20 @@ use tracing::{debug, warn};
 
 use backups::Backups;
 pub use backups::{Backup, Held};
+pub use lock::Lock;
 pub use main_config::{MainConfig, Placement};
 pub use setup::{
     Existing, add_to_main_config, judge, lock_folder, log_file, place, private_folder,
     temporary_folder,
 };
+use staged::{Scratch, stage, sweep, sweep_scratch, text_file};
 
 use crate::{
     auth::{
         ConnectionType, Desired, Found, User, conf::ConfError, dated, parse, reads_back, render,
         stamp,
     },
-    options::Options,
+    options::{Options, keep_settings_from},
 };
 
 /// How often the file is looked at between passes.
@@ -69,6 +73,8 @@ pub struct AuthFile {
     kept: String,
     /// How the file was when it was last read, replaced or found to be disturbed.
     left: Option<Shape>,
+    /// Where a process that was killed may have left something, until that was looked for.
+    unswept: BTreeSet<PathBuf>,
 }
 
 /// What shows that a file was touched: its inode, when it was changed, its length.
@@ -97,6 +103,8 @@ pub struct Current {
     foreign: bool,
     /// Whether it is as the last look left it.
     pub known: bool,
+    /// When it was last replaced. Read at once with what it holds: it may be gone a moment later.
+    written: Option<SystemTime>,
 }
 
 /// The file as it is now on disk, and how a server shows that it runs it.
@@ -221,6 +229,12 @@ pub enum ApplyError {
         /// What it is instead.
         what: &'static str,
     },
+    /// Somebody deleted the file, or changed it, while servers were to load it.
+    #[error("`{path}` was deleted or changed by somebody else during the pass")]
+    Meddled {
+        /// The file.
+        path: PathBuf,
+    },
     /// Another pass holds the lock.
     #[error("another pb-nats{} holds `{lock}`", pid.map(|it| format!(" (pid {it})")).unwrap_or_default())]
     Locked {
@@ -240,10 +254,6 @@ pub enum ApplyError {
         source: io::Error,
     },
 }
-
-/// A lock on the auth file, gone when dropped.
-#[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held, not used")] fs::File);
 
 impl AuthFile {
     /// The file that the settings name. Nothing is touched yet.
@@ -266,6 +276,25 @@ impl AuthFile {
             judge: None,
             kept: String::new(),
             left: None,
+            unswept: [Some(&file.path), Some(&options.folder.join("pb-nats.toml"))]
+                .into_iter()
+                .chain([options.nats.config_file.as_ref()])
+                .flatten()
+                .map(|it| folder(it).to_owned())
+                .chain([folder(&in_place(&file.path)).to_owned(), file.backup_dir.clone()])
+                .collect(),
+        }
+    }
+
+    /// Removes what a process that was killed has left of files that it was about to write. Those of
+    /// living processes stay.
+    pub fn sweep(&mut self) {
+        let folders = mem::take(&mut self.unswept);
+        if !folders.is_empty() {
+            sweep_scratch();
+        }
+        for folder in folders {
+            sweep(&folder);
         }
     }
 
@@ -323,20 +352,31 @@ impl AuthFile {
 
     /// What the file holds now. A file that we did not write is an error, unless it is adopted.
     pub fn read(&mut self, adopt: Adopt) -> Result<Current, ApplyError> {
-        self.left = shape(&self.path);
-        let now = if self.said.is_some() { hash_of(&self.path).ok() } else { None };
-        self.read_as(now, adopt)
+        let file = self.opened()?;
+        let now = match (&file, &self.said) {
+            (Some(file), Some(_)) => hash_of(file).ok(),
+            (None, _) | (_, None) => None,
+        };
+        self.read_as(file, now, adopt)
     }
 
     /// The same, without keeping anybody waiting who has something else to do meanwhile.
     pub async fn read_aside(&mut self, adopt: Adopt) -> Result<Current, ApplyError> {
-        self.left = shape(&self.path);
-        let path = self.path.clone();
-        let now = match self.said {
-            Some(_) => aside(move || hash_of(&path)).await.ok(),
+        let file = self.opened()?;
+        let again = file.as_ref().filter(|_| self.said.is_some());
+        let now = match again.and_then(|it| it.file().try_clone().ok()).map(Arc::new) {
+            Some(file) => aside(move || hash_of(&*file)).await.ok(),
             None => None,
         };
-        self.read_as(now, adopt)
+        self.read_as(file, now, adopt)
+    }
+
+    /// The file as it is now, which need not be there. What happens to it from then on is news.
+    fn opened(&mut self) -> Result<Option<fs::File>, ApplyError> {
+        self.left = shape(&self.path);
+        let file = text_file(&self.path).map_err(|err| self.io("read", err))?;
+        self.left = file.as_ref().and_then(|it| shape_of(&it.metadata().ok()?));
+        Ok(file)
     }
 
     /// What it says, if it says anything that counts, whoever wrote it.
@@ -344,15 +384,21 @@ impl AuthFile {
         self.read(Adopt::Yes).ok().and_then(|it| it.desired).unwrap_or_default()
     }
 
-    /// What it holds, of which this is the hash, as far as there is one to compare. What happens to it
-    /// from then on is news.
-    fn read_as(&mut self, now: Option<String>, adopt: Adopt) -> Result<Current, ApplyError> {
+    /// What it holds, of which this is the hash, as far as there is one to compare. It is all read from
+    /// one file, whatever becomes of its name meanwhile.
+    fn read_as(
+        &mut self,
+        file: Option<fs::File>,
+        now: Option<String>,
+        adopt: Adopt,
+    ) -> Result<Current, ApplyError> {
+        let written = file.as_ref().and_then(|it| it.metadata().ok()).map(|it| replaced(&it));
         if let Some(said) = &self.said
             && now.is_some_and(|it| it == said.hash)
         {
-            return Ok(Current::ours(said.clone(), true));
+            return Ok(Current { written, ..Current::ours(said.clone(), true) });
         }
-        let text = self.text()?;
+        let text = self.text_of(file)?;
         let path = || self.path.clone();
         let mut foreign = false;
         let desired = match parse(&text) {
@@ -373,8 +419,8 @@ impl AuthFile {
         self.said =
             desired.map(|desired| Said { hash: hash.clone(), stamp: stamp(&text), desired });
         Ok(match &self.said {
-            Some(said) => Current::ours(said.clone(), false),
-            None => Current { rest: text, hash, foreign, ..Current::default() },
+            Some(said) => Current { written, ..Current::ours(said.clone(), false) },
+            None => Current { rest: text, hash, foreign, written, ..Current::default() },
         })
     }
 
@@ -392,15 +438,33 @@ impl AuthFile {
         }
     }
 
-    /// Its text. Empty: there is no file.
+    /// Whether others did something to the file since it was read or replaced.
+    pub fn is_disturbed(&self) -> bool {
+        shape(&self.path) != self.left
+    }
+
+    /// Returns that, once they have: what servers are waited for may then never be.
+    pub fn meddling(&self) -> impl Future<Output = ApplyError> + use<> {
+        let (path, left) = (self.path.clone(), self.left);
+        async move {
+            while shape(&path) == left {
+                time::sleep(WATCH / 10).await;
+            }
+            ApplyError::Meddled { path }
+        }
+    }
+
+    /// Its text now. Empty: there is no file.
     fn text(&self) -> Result<String, ApplyError> {
-        Ok(match fs::read(&self.path) {
-            // What is not UTF-8 is not ours, or torn, and that shows all the same.
-            Ok(bytes) => String::from_utf8(bytes)
-                .unwrap_or_else(|it| String::from_utf8_lossy(it.as_bytes()).into_owned()),
-            Err(err) if err.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(err) => return Err(self.io("read", err)),
-        })
+        self.text_of(text_file(&self.path).map_err(|err| self.io("read", err))?)
+    }
+
+    fn text_of(&self, file: Option<fs::File>) -> Result<String, ApplyError> {
+        let Some(file) = file else { return Ok(String::new()) };
+        let bytes = bytes_of(&file).map_err(|err| self.io("read", err))?;
+        // What is not UTF-8 is not ours, or torn, and that shows all the same.
+        Ok(String::from_utf8(bytes)
+            .unwrap_or_else(|it| String::from_utf8_lossy(it.as_bytes()).into_owned()))
     }
 
     /// The main config as it is now, if the settings name one.
@@ -420,7 +484,9 @@ impl AuthFile {
     /// The file as it is, for servers that may not run it yet.
     pub async fn as_it_is(&mut self, current: &Current) -> Result<Applied, ApplyError> {
         let judge = self.judge().await;
-        self.applied(false, current.hash.clone(), current.stamp.clone(), judge)
+        // Where it is not known, it may be as late as now.
+        let written = current.written.unwrap_or_else(SystemTime::now);
+        self.applied(false, written, current.hash.clone(), current.stamp.clone(), judge)
     }
 
     /// The version of the nats-server program that judges configs, if there is one.
@@ -486,10 +552,10 @@ impl AuthFile {
                 warn!(%err, "no backup of the former auth file");
             }
         }
-        self.write_sound(&text, sound).await?;
+        let written = self.write_sound(&text, sound).await?;
         self.said = Some(Said { hash: hash.clone(), stamp: stamp.clone(), desired });
         debug!(took = ?begun.elapsed(), bytes = text.len(), "written");
-        self.applied(true, hash, stamp, judge)
+        self.applied(true, written, hash, stamp, judge)
     }
 
     /// Returns if nats-server refuses the file for its own sake: with `former`, or with the last good
@@ -499,7 +565,7 @@ impl AuthFile {
     /// a restart.
     pub async fn refused(&mut self, new: &Applied, former: &Current) -> ApplyError {
         new.digest().await;
-        if let Some(said) = new.refusal() {
+        if let Some(said) = new.refusal().filter(|_| !self.is_disturbed()) {
             if new.changed {
                 // Whatever it was, the next file is asked about before it is put in place.
                 self.checked_with = None;
@@ -554,9 +620,9 @@ impl AuthFile {
                 return self.as_it_is(former).await.map(Some);
             }
             let text = Arc::new(text);
-            self.write_sound(&text, sound(&text, &reduced)).await?;
+            let written = self.write_sound(&text, sound(&text, &reduced)).await?;
             warn!("the former auth file was put back, less what was taken away since");
-            return self.applied(!same, hash(&text), stamp, judge).map(Some);
+            return self.applied(!same, written, hash(&text), stamp, judge).map(Some);
         }
         Ok(None)
     }
@@ -573,7 +639,7 @@ impl AuthFile {
         formers: impl Iterator<Item = String>,
     ) -> Result<(), ApplyError> {
         let Some(judge) = judge else { return Ok(()) };
-        let scratch = TempDir::new().map_err(|err| self.io("checked", err))?;
+        let scratch = Scratch::new().map_err(|err| self.io("checked", err))?;
         let main = self.main_config()?;
         let in_place = async |text: &str, name: &str| {
             let Some(files) = main.as_ref().and_then(|it| it.with_auth_file(text)) else {
@@ -628,11 +694,11 @@ impl AuthFile {
     fn applied(
         &mut self,
         changed: bool,
+        written: SystemTime,
         hash: String,
         stamp: Option<String>,
         judge: Option<Judge>,
     ) -> Result<Applied, ApplyError> {
-        let written = fs::metadata(&self.path).map(|it| replaced(&it));
         let main = self.main_config()?;
         let main_changed = main.as_ref().map(MainConfig::changed);
         let with = main.clone().zip(judge.clone());
@@ -647,7 +713,7 @@ impl AuthFile {
         };
         self.asked = Some(Asked { hash: hash.clone(), with, said: Arc::clone(&said) });
         // Whoever cannot read it has to prove more again, and that is all.
-        let noted = fs::read_to_string(self.beside("proven")).unwrap_or_default();
+        let noted = text_at(&self.beside("proven")).unwrap_or_default();
         let proven = noted.strip_prefix(&hash).map(|it| it.lines().skip(1).map(str::to_owned));
         let (losing, leaf_nodes) = self.noted_leaf_nodes();
         let desired = self.said.as_ref().filter(|it| it.hash == hash).map(|it| it.desired.clone());
@@ -656,7 +722,7 @@ impl AuthFile {
             leaf_nodes,
             desired,
             changed,
-            written: written.map_err(|err| self.io("read", err))?,
+            written,
             stamp,
             main_changed,
             proven: proven.map(Iterator::collect).unwrap_or_default(),
@@ -754,21 +820,27 @@ impl AuthFile {
         }
         let path = self.beside("good");
         let keep = || {
-            if hash_of(&path).is_ok_and(|it| it == applied.hash) {
-                return Ok(());
+            if let Ok(Some(kept)) = text_file(&path)
+                && hash_of(&kept).is_ok_and(|it| it == applied.hash)
+            {
+                return Ok(true);
             }
+            // Somebody may have deleted or edited it since, and that is for the next pass.
+            let Some(file) = text_file(&self.path)? else { return Ok(false) };
             let mut staged = stage(folder(&path), "")?;
-            let copied = read_through(&self.path, |piece| staged.write_all(piece))?;
-            // Somebody may have edited it since.
-            if copied != applied.hash {
-                return Ok(());
+            if read_through(file.file(), |piece| staged.write_all(piece))? != applied.hash {
+                return Ok(false);
             }
-            self.keep_mode_and_owner(&self.path, &staged)?;
+            self.keep_mode_and_owner(file.metadata().ok().as_ref(), &staged)?;
             staged.as_file().sync_all()?;
-            staged.persist(&path).map(drop).map_err(|it| it.error)
+            staged.persist(&path).map(|_| true).map_err(|it| it.error)
         };
-        if let Err(err) = keep() {
-            warn!(path = %path.display(), %err, "the file could not be kept as the last good one");
+        match keep() {
+            Ok(true) => (),
+            Ok(false) => return,
+            Err(err) => {
+                warn!(path = %path.display(), %err, "the file could not be kept as the last good one");
+            }
         }
         self.kept.clone_from(&applied.hash);
     }
@@ -787,17 +859,16 @@ impl AuthFile {
     }
 
     fn good_text(&self) -> Option<String> {
-        fs::read_to_string(self.beside("good")).ok()
+        text_at(&self.beside("good"))
     }
 
     /// The path of a file of ours beside the auth file; hidden, since people list folders.
     fn beside(&self, extension: &str) -> PathBuf {
-        self.path.with_file_name(format!(".{}.{extension}", self.name()))
+        beside(&self.path, extension)
     }
 
     fn name(&self) -> String {
-        let name = self.path.file_name().unwrap_or(OsStr::new("auth.conf"));
-        name.to_string_lossy().into_owned()
+        name(&self.path)
     }
 
     /// As [`AuthFile::write`], but not unless the text is sound.
@@ -805,40 +876,51 @@ impl AuthFile {
         &mut self,
         text: &str,
         sound: impl Future<Output = Result<(), ConfError>>,
-    ) -> Result<(), ApplyError> {
+    ) -> Result<SystemTime, ApplyError> {
         let staged = self.stage(text);
         sound.await.map_err(ApplyError::NotReadBack)?;
         self.put_in_place(text, staged)
     }
 
     /// Replaces the file in one step, so that a server reading it sees the old or the new.
-    fn write(&mut self, text: &str) -> Result<(), ApplyError> {
+    fn write(&mut self, text: &str) -> Result<SystemTime, ApplyError> {
         let staged = self.stage(text);
         self.put_in_place(text, staged)
     }
 
     /// Writes the text beside the file, where it survives a power cut.
     fn stage(&self, text: &str) -> io::Result<Staged> {
-        // A link stays a link; what it points to is replaced.
-        let path = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
+        let path = in_place(&self.path);
         let file = stage(folder(&path), text)?;
-        let kept = self.keep_mode_and_owner(&path, &file)?;
+        let kept = self.keep_mode_and_owner(fs::metadata(&path).ok().as_ref(), &file)?;
         file.as_file().sync_all()?;
         Ok(Staged { path, file, kept })
     }
 
-    fn put_in_place(&mut self, text: &str, staged: io::Result<Staged>) -> Result<(), ApplyError> {
-        let replaced = staged.and_then(|it| replace(&it.path, it.file, it.kept, text));
+    /// Returns when it was replaced.
+    fn put_in_place(
+        &mut self,
+        text: &str,
+        staged: io::Result<Staged>,
+    ) -> Result<SystemTime, ApplyError> {
+        let written = staged.and_then(|it| replace(&it.path, it.file, it.kept, text));
         // Even if it could not be: half of it may be there.
-        self.left = shape(&self.path);
-        replaced.map_err(|err| self.io("replaced", err))
+        self.left = match &written {
+            Ok(file) => shape_of(file),
+            Err(_) => shape(&self.path),
+        };
+        written.map(|it| replaced(&it)).map_err(|err| self.io("replaced", err))
     }
 
     /// `false` if the file's owner cannot be kept by a new file.
-    fn keep_mode_and_owner(&self, path: &Path, staged: &NamedTempFile) -> io::Result<bool> {
+    fn keep_mode_and_owner(
+        &self,
+        existing: Option<&std::fs::Metadata>,
+        staged: &NamedTempFile,
+    ) -> io::Result<bool> {
         let set_mode =
             |mode| staged.as_file().set_permissions(std::fs::Permissions::from_mode(mode));
-        let Ok(existing) = fs::metadata(path) else {
+        let Some(existing) = existing else {
             if let Some(group) = self.group_id()? {
                 chown(staged.path(), None, Some(group))?;
             }
@@ -876,29 +958,8 @@ impl AuthFile {
     }
 
     fn try_lock(&self, extension: &str) -> Result<Lock, ApplyError> {
-        let path = self.beside(extension);
-        let mut options = fs::OpenOptions::new();
-        let opened =
-            options.read(true).write(true).create(true).truncate(false).mode(0o644).open(&path);
-        // Another user's lock file can be locked all the same.
-        let file = opened
-            .or_else(|err| fs::File::open(&path).map_err(|_| err))
-            .map_err(|err| self.io("locked", err))?;
-        match file.file().try_lock() {
-            Ok(()) => {
-                // Only for the message that somebody else may get.
-                let pid = format!("{}\n", std::process::id());
-                let noted =
-                    file.file().set_len(0).and_then(|()| file.file().write_all(pid.as_bytes()));
-                drop(noted);
-                Ok(Lock(file))
-            }
-            Err(std::fs::TryLockError::WouldBlock) => {
-                let pid = fs::read_to_string(&path).ok().and_then(|it| it.trim().parse().ok());
-                Err(ApplyError::Locked { lock: path, pid })
-            }
-            Err(std::fs::TryLockError::Error(err)) => Err(self.io("locked", err)),
-        }
+        // The file may have several names; a lock is for all of them.
+        Lock::take(beside(&in_place(&self.path), extension))
     }
 
     fn io(&self, what: &'static str, source: io::Error) -> ApplyError {
@@ -908,7 +969,8 @@ impl AuthFile {
 
 impl Current {
     fn ours(Said { hash, stamp, desired }: Said, known: bool) -> Current {
-        Current { desired: Some(desired), stamp, rest: String::new(), hash, foreign: false, known }
+        let desired = Some(desired);
+        Current { desired, stamp, hash, known, ..Current::default() }
     }
 
     /// Its text, or one that says the same.
@@ -947,11 +1009,27 @@ impl ApplyError {
             ApplyError::NotRestorable { .. } => {
                 "the file stays as it is; what the backup holds can be put in place by hand"
             }
+            ApplyError::Meddled { .. } => {
+                "find out who else writes it, or cleans up there: pb-nats puts it right each time"
+            }
             ApplyError::Locked { .. } => {
                 "one `pb-nats run` for each auth file; `pb-nats once` works beside it"
             }
             ApplyError::Io { source, .. } if source.kind() == io::ErrorKind::InvalidInput => {
                 "`auth_file.group` is a group on this machine, by name or number"
+            }
+            ApplyError::Io { source, .. }
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::IsADirectory | io::ErrorKind::FileTooLarge
+                ) =>
+            {
+                "move away what is in its place, and pb-nats makes the file"
+            }
+            ApplyError::Io { what: "locked", source, .. }
+                if source.kind() != io::ErrorKind::NotFound =>
+            {
+                "pb-nats makes its lock files itself; delete what is in the place of this one"
             }
             ApplyError::Io { .. } => {
                 "pb-nats needs to write to the file's folder, which must exist and have room"
@@ -1043,6 +1121,8 @@ impl Judge {
 async fn run(program: &Path, arguments: &[&OsStr]) -> io::Result<std::process::Output> {
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+    // Variables that the main config names are resolved as they are for us.
+    keep_settings_from(command.as_std_mut());
     time::timeout(CHECK_DEADLINE, command.output()).await?
 }
 
@@ -1105,14 +1185,17 @@ fn hash(text: &str) -> String {
 }
 
 /// The hash of a file's text.
-fn hash_of(path: &Path) -> io::Result<String> {
-    read_through(path, |_| Ok(()))
+fn hash_of(file: impl io::Read + io::Seek) -> io::Result<String> {
+    read_through(file, |_| Ok(()))
 }
 
 /// Calls `each` for one piece of a file after the other, as the whole may be large. Returns the hash of
 /// its text.
-fn read_through(path: &Path, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<String> {
-    let mut file = fs::File::open(path)?;
+fn read_through(
+    mut file: impl io::Read + io::Seek,
+    mut each: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<String> {
+    file.rewind()?;
     let mut context = digest::Context::new(&digest::SHA256);
     let mut piece = vec![0; 1 << 16];
     loop {
@@ -1142,20 +1225,31 @@ fn find(program: &Path) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|it| it.join(program)).find(|it| it.is_file())
 }
 
-/// A file in this folder that holds the text, and is gone unless it is given its name.
-fn stage(dir: &Path, text: &str) -> io::Result<NamedTempFile> {
-    let mut staged = tempfile::Builder::new().prefix(".pb-nats-").tempfile_in(dir)?;
-    staged.write_all(text.as_bytes())?;
-    Ok(staged)
+/// All that a file holds.
+fn bytes_of(mut file: &fs::File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The text of a file of ours, if there is one.
+fn text_at(path: &Path) -> Option<String> {
+    String::from_utf8(bytes_of(&text_file(path).ok()??).ok()?).ok()
 }
 
 /// Gives the staged file, which holds `text`, its name; if that is not to be, writes the text in place.
-fn replace(path: &Path, staged: NamedTempFile, rename: bool, text: &str) -> io::Result<()> {
+fn replace(
+    path: &Path,
+    staged: NamedTempFile,
+    rename: bool,
+    text: &str,
+) -> io::Result<std::fs::Metadata> {
     let in_place = || io::Error::from(io::ErrorKind::ResourceBusy);
     let renamed =
         if rename { staged.persist(path).map_err(|it| it.error) } else { Err(in_place()) };
-    match renamed {
-        Ok(_) => (),
+    let file = match renamed {
+        Ok(file) => file,
         // A bind mount cannot be renamed onto.
         Err(err)
             if matches!(
@@ -1168,11 +1262,27 @@ fn replace(path: &Path, staged: NamedTempFile, rename: bool, text: &str) -> io::
             file.write_all(text.as_bytes())?;
             file.file().set_len(text.len() as u64)?;
             file.sync_all()?;
+            file.into_parts().0
         }
         Err(err) => return Err(err),
-    }
+    };
     // The rename itself must survive a power cut.
-    fs::File::open(folder(path))?.sync_all()
+    fs::File::open(folder(path))?.sync_all()?;
+    file.metadata()
+}
+
+/// Where the file is that this path leads to: a link stays a link.
+fn in_place(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// The path of a file of ours beside this one.
+fn beside(path: &Path, extension: &str) -> PathBuf {
+    path.with_file_name(format!(".{}.{extension}", name(path)))
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or(OsStr::new("auth.conf")).to_string_lossy().into_owned()
 }
 
 /// The folder that a file is in.
@@ -1193,7 +1303,10 @@ fn replaced(it: &std::fs::Metadata) -> SystemTime {
 
 /// `None`: there is no such file.
 fn shape(path: &Path) -> Option<Shape> {
-    let file = fs::metadata(path).ok()?;
+    shape_of(&fs::metadata(path).ok()?)
+}
+
+fn shape_of(file: &std::fs::Metadata) -> Option<Shape> {
     Some((file.ino(), file.modified().ok()?, file.len()))
 }
 

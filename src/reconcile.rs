@@ -51,6 +51,9 @@ pub struct Reconciler<S> {
     reloaded: Option<Duration>,
 }
 
+/// So often a pass is made again at once if somebody deletes or edits the file while it is made.
+const MEDDLED: u32 = 10;
+
 /// What it is doing while it waits for the source.
 const READING: &str = "reading PocketBase";
 
@@ -209,14 +212,17 @@ impl<S: Source> Reconciler<S> {
 
     /// Makes passes until `shutdown` completes. A pass that has begun is finished.
     ///
-    /// Fails only at once, if another process does the same for this file.
+    /// Fails only if another process does the same for this file: at once, or when somebody deletes the
+    /// file's folder, lock and all, and makes it anew.
     pub async fn run(&mut self, shutdown: impl Future<Output = ()>) -> Result<(), ApplyError> {
-        let _lock = self.file.lock_for_life()?;
+        let mut lock = self.file.lock_for_life()?;
+        self.file.sweep();
         self.board.opens();
         let mut shutdown = pin!(shutdown);
         if !self.pace.initial {
             tokio::select! {
                 () = &mut shutdown => return Ok(()),
+                error = lock.lost() => return Err(error),
                 () = self.first_change() => self.pace.initial = true,
             }
         }
@@ -227,6 +233,7 @@ impl<S: Source> Reconciler<S> {
             self.board.waits(at.into_std());
             tokio::select! {
                 () = &mut shutdown => return Ok(()),
+                error = lock.lost() => return Err(error),
                 () = self.source.changed() => {
                     self.board.hinted();
                     agenda.hinted();
@@ -286,7 +293,15 @@ impl<S: Source> Reconciler<S> {
     /// Makes a pass, if there is anything to do that it is for.
     async fn look(&mut self, consent: Consent, scope: Scope) -> Result<Looked, ReconcileError> {
         self.board.begins();
-        let looked = Box::pin(self.attempt(consent, scope)).await;
+        let mut looked = Box::pin(self.attempt(consent, scope)).await;
+        for _ in 0..MEDDLED {
+            let Err(error) = &looked else { break };
+            if !error.may_be_meddling() || !self.file.is_disturbed() {
+                break;
+            }
+            debug!(error = chain(error), "somebody did something to the file during the pass");
+            looked = Box::pin(self.attempt(consent, scope)).await;
+        }
         match &looked {
             Ok(Looked::NothingUrgent | Looked::Superseded { .. }) => self.board.leaves_it(),
             Ok(Looked::Passed(passed)) => self.board.ends(None, passed.cut_off.as_ref()),
@@ -299,6 +314,7 @@ impl<S: Source> Reconciler<S> {
         let begun = Instant::now();
         // First: else another pass could write what is newer than this look.
         let _lock = self.file.lock_for_a_pass().await?;
+        self.file.sweep();
         self.doing.send_replace(READING);
         // While PocketBase is at work. It refuses a file that we did not write.
         let current = self.file.read_aside(consent.adopt);
@@ -425,6 +441,7 @@ impl<S: Source> Reconciler<S> {
         };
         let servers = tokio::select! {
             servers = self.servers.converge_unless(applied, less) => servers,
+            error = self.file.meddling() => return Err(error.into()),
             // There is nothing to wait for then, and nats-server would not start with the file.
             error = self.file.refused(applied, former) => {
                 return Err(self.go_back(desired, former, main_config, error).await);
@@ -770,6 +787,29 @@ fn tell(changes: Option<&Changes>, applied: &Applied, servers: &[Outcome], took:
 }
 
 impl ReconcileError {
+    /// Whether it can come of what others do to the file meanwhile.
+    fn may_be_meddling(&self) -> bool {
+        match self {
+            ReconcileError::Apply(error) => match error {
+                ApplyError::Rejected(_)
+                | ApplyError::MainConfig(_)
+                | ApplyError::Meddled { .. }
+                | ApplyError::Io { .. } => true,
+                ApplyError::Foreign { .. }
+                | ApplyError::Newer { .. }
+                | ApplyError::NotReadBack(_)
+                | ApplyError::NoBackup { .. }
+                | ApplyError::NotRestorable { .. }
+                | ApplyError::Locked { .. } => false,
+            },
+            ReconcileError::Servers(_) | ReconcileError::Placement(_) => true,
+            ReconcileError::Snapshot(_)
+            | ReconcileError::Guard(_)
+            | ReconcileError::GivesBack(_)
+            | ReconcileError::MainConfigChanged => false,
+        }
+    }
+
     /// The step and why, for the status.
     fn failure(&self) -> Failure {
         let (step, held_back) = match self {

@@ -2,14 +2,17 @@
 
 use std::{
     io,
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
-use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
+use fs_err as fs;
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 
-use super::ApplyError;
+use super::{
+    ApplyError,
+    staged::{stage, text_file},
+};
 use crate::auth::{Desired, Found, parse};
 
 /// How the time is written into a name, so that names sort by age.
@@ -53,25 +56,29 @@ pub enum Held {
 impl Backups {
     /// Keeps what the file of this name, at this path, holds: byte for byte, and with its mode.
     pub(super) fn keep(&self, name: &str, path: &Path) -> io::Result<()> {
-        let former = fs::File::open(path)?;
+        let Some(mut former) = text_file(path)? else { return Ok(()) };
         let mode = former.metadata()?.mode() & 0o777;
         let mut builder = std::fs::DirBuilder::new();
         std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700)
             .create(&self.dir)
             .map_err(|err| io::Error::new(err.kind(), format!("{}: {err}", self.dir.display())))?;
+        let mut staged = stage(&self.dir, "")?;
+        io::copy(&mut former, &mut staged)?;
+        staged.as_file().set_permissions(std::fs::Permissions::from_mode(mode))?;
+        // So that it has its name only once it is whole, even after a power cut.
+        staged.as_file().sync_all()?;
         let now = Timestamp::now().strftime(DATE);
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create_new(true).mode(mode);
         for n in 0..1000 {
             // The same width for all, so that they sort by age.
-            let path = self.dir.join(format!("{name}.{now}-{n:03}"));
-            match options.open(&path) {
-                Ok(file) => {
-                    io::copy(&mut former.file(), &mut file.file())?;
+            match staged.persist_noclobber(self.dir.join(format!("{name}.{now}-{n:03}"))) {
+                Ok(_) => {
+                    fs::File::open(&self.dir)?.sync_all()?;
                     return self.prune(name);
                 }
-                Err(err) if err.kind() == io::ErrorKind::AlreadyExists => (),
-                Err(err) => return Err(err),
+                Err(taken) if taken.error.kind() == io::ErrorKind::AlreadyExists => {
+                    staged = taken.file;
+                }
+                Err(other) => return Err(other.error),
             }
         }
         Err(io::ErrorKind::AlreadyExists.into())

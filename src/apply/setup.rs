@@ -11,7 +11,7 @@ use std::{
 use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
 use tempfile::TempDir;
 
-use super::{ApplyError, AuthFile, Lock, MainConfig, Placement, folder, reasons, stage};
+use super::{ApplyError, AuthFile, Lock, MainConfig, Placement, folder, reasons, stage, sweep};
 use crate::options::Options;
 
 /// Whether a file that is there already is replaced.
@@ -28,6 +28,7 @@ pub fn place(path: &Path, text: &str, mode: u32, existing: Existing) -> Result<(
     let place = || {
         let folder = folder(path);
         fs::create_dir_all(folder)?;
+        sweep(folder);
         // Nobody else may read it before it has its mode.
         let staged = stage(folder, text)?;
         staged.as_file().set_permissions(std::fs::Permissions::from_mode(mode))?;
@@ -111,6 +112,7 @@ pub async fn add_to_main_config(
     let text = format!("{former}{newline}{lines}");
 
     let dir = folder(config);
+    sweep(dir);
     let staged = stage(dir, &text).map_err(|err| main.io("staged", err))?;
     let read = MainConfig::read(staged.path(), &options.auth_file.path);
     let placement = read.map_err(ApplyError::MainConfig)?.placement();

@@ -13,6 +13,7 @@ mod dist;
 mod explain;
 mod fuzz;
 mod harness;
+mod hygiene;
 mod init;
 mod manners;
 mod middlebox;
