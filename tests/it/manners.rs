@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 
 use crate::{
     PB_NATS,
-    support::{Nats, Pb, PbNats, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, eventually, write},
+    support::{
+        Nats, Pb, PbNats, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, eventually, says_in_force, write,
+    },
 };
 
 const PASSWORD: &str = "open sesame";
@@ -179,7 +181,7 @@ fn a_backup_is_restored_and_proven_and_nobody_comes_back_unasked() {
     // A daemon brings the records' state back, and that is said.
     let running = pb_nats.run();
     eventually("ann is out again", || (!nats.accepts("ann", PASSWORD)).then_some(()));
-    running.wait_for(|it| it.contains("in force"));
+    running.wait_for(says_in_force);
     let told = pb_nats.command(&["backups", "restore", with_ann]).exits(4).stderr;
     let warning =
         format!("`pb-nats run` (process {}) brings PocketBase's state back", running.pid());

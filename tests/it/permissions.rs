@@ -12,7 +12,7 @@ use pb_nats::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Login, Nats, Setup, bcrypt, tool, write};
+use crate::support::{Login, Nats, SOON, Setup, bcrypt, tool, write};
 
 const PASSWORD: &str = "open sesame";
 /// The oldest, the youngest, and those between at which something changed.
@@ -353,7 +353,7 @@ fn one_level_is_not_all_levels() {
             writer.publish(subject, b"");
         }
         writer.flush().unwrap();
-        let first = ann.next(Duration::from_secs(5)).expect("what is allowed arrives");
+        let first = ann.next(SOON).expect("what is allowed arrives");
         assert_eq!(first.subject, "news.a", "{version:?}");
     }
 }
@@ -391,9 +391,9 @@ fn who_may_respond_may_do_so_and_no_more() {
         let mut ann = nats.client("ann", PASSWORD);
         ann.subscribe("_INBOX.1");
         ann.publish_with_reply("time", "_INBOX.1", b"?");
-        let question = clock.next(Duration::from_secs(5)).expect("the question arrives");
+        let question = clock.next(SOON).expect("the question arrives");
         clock.publish(question.reply.as_deref().unwrap(), b"noon");
-        let answer = ann.next(Duration::from_secs(5)).expect("the answer arrives");
+        let answer = ann.next(SOON).expect("the answer arrives");
         assert_eq!(answer.payload, b"noon", "{version:?}");
         clock.publish("_INBOX.1", b"again");
         clock.flush().unwrap();

@@ -9,7 +9,7 @@ use crate::{
     middlebox::{Fate, Middlebox},
     support::{
         Login, Nats, Optional, Pb, PbNats, Process, SOON, SYSTEM_ACCOUNT, SYSTEM_USER, Setup,
-        Signal, Users, bcrypt, eventually, poll, tool, write,
+        Signal, Users, bcrypt, eventually, poll, says_in_force, tool, write,
     },
 };
 
@@ -82,10 +82,10 @@ fn run_puts_each_change_in_force_and_cuts_off_who_is_deactivated() {
     eventually("bob is let in", || nats.accepts("bob", PASSWORD).then_some(()));
 
     pb.update("nats_users", &clerk.ann, &json!({"active": false}));
-    assert!(ann.closed(Duration::from_secs(5)).is_some(), "ann is cut off");
+    assert!(ann.closed(SOON).is_some(), "ann is cut off");
     assert!(!nats.accepts("ann", PASSWORD) && nats.accepts("bob", PASSWORD));
 
-    running.wait_for(|it| it.contains("in force") && it.contains("1 user removed (\"ann\")"));
+    running.wait_for(|it| says_in_force(it) && it.contains("1 user removed (\"ann\")"));
     assert!(running.terminate().success());
     assert!(nats.accepts("bob", PASSWORD), "what is in force stays in force");
 }
@@ -567,6 +567,7 @@ fn who_is_to_have_less_does_not_wait_for_a_reload_that_is_under_way() {
         pb_nats.set("nats.system_url", nats.url());
         pb_nats.set("nats.system_user", SYSTEM_USER.0);
         pb_nats.set("nats.system_password", SYSTEM_USER.1);
+        pb_nats.set("nats.reload_timeout", "5m");
         let running = pb_nats.run_with(&["-v", "run"]);
         eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
         let mut many: Vec<_> = (0..60).map(|_| nats.client("busy", "busy")).collect();
@@ -589,7 +590,8 @@ fn who_is_to_have_less_does_not_wait_for_a_reload_that_is_under_way() {
         let mut slipped_in = Vec::new();
         let proven = thread::scope(|scope| {
             let back = scope.spawn(|| {
-                eventually("eve is let in with less", || {
+                // Each of these reloads takes a core for four seconds.
+                let back = poll(SOON * 6, || {
                     let mut eve = nats.connect(Login::Password("eve", PASSWORD)).ok()?;
                     if !eve.try_to_publish("bills.1").ok()? {
                         return Some(());
@@ -598,8 +600,11 @@ fn who_is_to_have_less_does_not_wait_for_a_reload_that_is_under_way() {
                     slipped_in.push(loaded());
                     None
                 });
+                assert!(back.is_some(), "eve is not let in with less");
             });
-            running.wait_from(from, |it| it.contains("in force") && it.contains("NARROW"));
+            let proven = |it: &String| says_in_force(it) && it.contains("NARROW");
+            let proven = || running.lines()[from..].iter().any(proven).then_some(());
+            assert!(poll(SOON * 6, proven).is_some(), "{}", running.lines().join("\n"));
             let proven = loaded();
             back.join().unwrap();
             proven
@@ -629,12 +634,12 @@ fn a_burst_is_few_reloads_even_of_removals() {
     let mut records: Vec<String> = (0..2).map(add).collect();
     let running = pb_nats.run();
     eventually("user-1 is let in", || nats.accepts("user-1", PASSWORD).then_some(()));
-    let reloads = || running.lines().iter().filter(|it| it.contains("in force")).count();
+    let reloads = || running.lines().iter().filter(|it| says_in_force(it)).count();
     let before = reloads();
     records.extend((2..300).map(add));
     eventually("the last is let in", || nats.accepts("user-299", PASSWORD).then_some(()));
     let given = reloads() - before;
-    assert!(given <= 10, "{given} reloads");
+    assert!(given < records.len() / 4, "{given} reloads");
     for record in &records {
         pb.update("nats_users", record, &json!({"active": false}));
     }
@@ -676,7 +681,7 @@ fn the_guard_sees_a_burst_of_removals_as_a_whole() {
 fn a_file_that_was_another_for_a_moment_proves_nothing() {
     let (_pb, nats, pb_nats, _) = town();
     let running = pb_nats.run();
-    running.wait_for(|it| it.contains("in force"));
+    running.wait_for(says_in_force);
     let good = fs::read_to_string(nats.auth_file()).unwrap();
     // So that no pass comes in between.
     let lock = fs::File::open(nats.dir().join(".auth.conf.lock")).unwrap();
@@ -694,7 +699,7 @@ fn what_others_do_to_the_file_or_to_a_server_is_put_right_without_a_hint() {
     let (_pb, nats, mut pb_nats, _) = town();
     pb_nats.set("pocketbase.resync_interval", "1h");
     let running = pb_nats.run();
-    running.wait_for(|it| it.contains("in force"));
+    running.wait_for(says_in_force);
     let whole = fs::read_to_string(nats.auth_file()).unwrap();
 
     let eve = format!("users = [\n    {{user: \"eve\", password: \"{}\"}}", bcrypt("eve"));
@@ -702,11 +707,12 @@ fn what_others_do_to_the_file_or_to_a_server_is_put_right_without_a_hint() {
     let _ = nats.reload();
     eventually("eve is out", || (!nats.accepts("eve", "eve")).then_some(()));
     assert!(nats.accepts("ann", PASSWORD));
-    let in_force = || running.lines().iter().filter(|it| it.contains("in force")).count();
-    eventually("the pass is over", || (in_force() == 2).then_some(()));
+    let in_force = || running.lines().iter().filter(|it| says_in_force(it)).count();
+    eventually("the pass is over", || (in_force() >= 2).then_some(()));
+    let before = in_force();
     fs::remove_file(nats.auth_file()).unwrap();
     eventually("the file is back", || nats.auth_file().exists().then_some(()));
-    eventually("the pass is over", || (in_force() == 3).then_some(()));
+    eventually("the pass is over", || (in_force() > before).then_some(()));
 
     // The file is as it was, and the server does not run it.
     let config = fs::read_to_string(nats.config_file()).unwrap();
@@ -747,7 +753,7 @@ fn a_main_config_that_is_mended_is_loaded() {
     let (_pb, nats, mut pb_nats, _) = town();
     pb_nats.set("pocketbase.resync_interval", "1s");
     let running = pb_nats.run();
-    running.wait_for(|it| it.contains("in force"));
+    running.wait_for(says_in_force);
     let good = fs::read_to_string(nats.config_file()).unwrap();
     write(nats.config_file(), good.replace("include \"auth.conf\"", ""));
     nats.reload().unwrap();
@@ -825,7 +831,7 @@ fn an_edited_file_is_put_right_whatever_the_filter_says() {
     pb_nats.set("sync.debounce", "10ms");
     pb_nats.set("sync.ignore_events", vec!["role_update"]);
     let running = pb_nats.run();
-    running.wait_for(|it| it.contains("in force"));
+    running.wait_for(says_in_force);
     let mut ann = nats.client("ann", PASSWORD);
     pb.update("nats_roles", &clerk.role, &json!({"publish_permissions": ["payroll"]}));
     let early = poll(Duration::from_secs(2), || ann.may_publish("payroll").then_some(()));
@@ -884,7 +890,7 @@ fn the_example_embeds_it() {
 fn a_server_that_was_started_with_a_former_file_is_put_right() {
     let (_pb, mut nats, pb_nats, _) = town();
     let running = pb_nats.run();
-    running.wait_for(|it| it.contains("in force"));
+    running.wait_for(says_in_force);
     let good = fs::read_to_string(nats.auth_file()).unwrap();
     // Else it may put the file right before the server has read it.
     running.signal(Signal::STOP);
@@ -912,7 +918,7 @@ fn a_token_that_is_replaced_is_noticed_though_nothing_happens() {
     };
     write(pb_nats.dir().join("token"), token());
     let running = pb_nats.run();
-    running.wait_for(|it| it.contains("in force"));
+    running.wait_for(says_in_force);
     let mut ann = nats.client("ann", PASSWORD);
     eventually("the live connection is there", || {
         pb.update("nats_roles", &clerk.role, &json!({"publish_permissions": ["news"]}));
@@ -950,8 +956,8 @@ fn of_several_servers_for_the_system_account_one_is_enough() {
 #[test]
 fn a_failed_reload_is_retried_while_pocketbase_is_down() {
     let (mut pb, nats, mut pb_nats, clerk) = town();
-    pb_nats.set("nats.reload_timeout", "2s");
     pb_nats.once().success();
+    pb_nats.set("nats.reload_timeout", "2s");
     let pid = fs::read_to_string(nats.pid_file()).unwrap();
     write(nats.pid_file(), "nobody");
     pb.user("bob", PASSWORD, &clerk.role);

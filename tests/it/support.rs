@@ -31,7 +31,7 @@ pub(crate) use rustix::process::Signal;
 pub(crate) use self::{
     client::{Client, Login, Message},
     nats::{Door, Nats, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, answering},
-    pb_nats::{Output, PbNats, Running},
+    pb_nats::{Output, PbNats, Running, says_in_force},
     pocketbase::{Optional, Pb, SUPERUSER, Users},
 };
 

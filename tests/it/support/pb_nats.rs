@@ -191,6 +191,12 @@ impl Output {
     }
 }
 
+/// Whether this line of `run` says that what it found is in force. Others say that the last good
+/// state stays in force, or that something is not proven to be.
+pub(crate) fn says_in_force(line: &str) -> bool {
+    line.contains(" INFO in force ")
+}
+
 impl Running {
     /// Starts a command that stays.
     pub(crate) fn start(command: &mut Command) -> Running {

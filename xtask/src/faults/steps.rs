@@ -8,7 +8,7 @@ use std::{fs, path::Path, process::Command, time::Duration};
 use anyhow::{Context as _, Result, bail};
 
 use super::world::World;
-use crate::support::{Signal, poll};
+use crate::support::{Signal, poll, says_in_force};
 
 /// What a pass does to files and processes.
 const CALLS: &str = "openat,write,fsync,fdatasync,rename,renameat,renameat2,fchmod,chmod,fchown,\
@@ -39,7 +39,7 @@ pub(super) fn survey(world: &mut World) -> Result<Vec<Step>> {
     let log = start(world, &[])?;
     let told = poll(Duration::from_secs(20), || {
         let running = world.running.as_ref()?;
-        running.lines().iter().any(|it| it.contains("in force")).then_some(())
+        running.lines().iter().any(|it| says_in_force(it)).then_some(())
     });
     told.context("pb-nats makes no pass while it is traced")?;
     let text = fs::read_to_string(log)?;
