@@ -63,7 +63,9 @@ const ANSWER: Duration = Duration::from_mins(10);
 /// How many clients there may be at once.
 const MOST_CLIENTS: usize = 64;
 /// The page shows how it is now after this, even if nothing changed.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// That something takes too long is told by nobody, and has to be looked at so often.
+const GLANCE: Duration = Duration::from_millis(500);
 /// Of many changes in a row, it shows what there is after each of these.
 const FRAME: Duration = Duration::from_millis(100);
 /// What pages from elsewhere may ask for: a link leads to the page, and neither costs anything.
@@ -322,14 +324,22 @@ async fn page() -> Response {
 async fn events(State(watch): State<Watch>) -> Response {
     let mut changes = watch.changes();
     changes.mark_changed();
-    let told = stream::unfold((watch, changes), async |(watch, mut changes)| {
-        let changed = time::timeout(HEARTBEAT, changes.changed()).await;
-        if changed.is_ok() {
-            time::sleep(FRAME).await;
-            changes.mark_unchanged();
-        }
-        let json = serde_json::to_string(&watch.now()).expect("a status can be written");
-        Some((Ok::<_, Infallible>(Event::default().data(json)), (watch, changes)))
+    let begun = (watch, changes, String::new());
+    let told = stream::unfold(begun, async |(watch, mut changes, summary)| {
+        let due = time::Instant::now() + HEARTBEAT;
+        let status = loop {
+            let changed = time::timeout(GLANCE, changes.changed()).await;
+            if changed.is_ok() {
+                time::sleep(FRAME).await;
+                changes.mark_unchanged();
+            }
+            let status = watch.now();
+            if changed.is_ok() || status.summary != summary || due <= time::Instant::now() {
+                break status;
+            }
+        };
+        let json = serde_json::to_string(&status).expect("a status can be written");
+        Some((Ok::<_, Infallible>(Event::default().data(json)), (watch, changes, status.summary)))
     });
     Sse::new(told).into_response()
 }

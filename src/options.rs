@@ -155,7 +155,8 @@ pub struct NatsOptions {
     #[serde(deserialize_with = "one_or_many")]
     pub pid_file: Vec<PathBuf>,
     /// Or, with neither: the system account, whose servers are all asked to reload. Beside them it
-    /// verifies and cuts off. Several servers of one cluster are separated by commas.
+    /// verifies and cuts off. Several servers are separated by commas. They and the others of their
+    /// clusters must run the file; who else is on that account need not.
     #[serde(deserialize_with = "unless_empty")]
     pub system_url: Option<String>,
     /// A `.creds` file of a user in the system account.

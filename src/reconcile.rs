@@ -243,7 +243,7 @@ impl<S: Source> Reconciler<S> {
                     agenda.disturbed();
                     continue;
                 }
-                () = self.servers.drifted() => {
+                () = self.servers.drifted(|sights, strangers| self.board.sees(sights, strangers)) => {
                     agenda.disturbed();
                     continue;
                 }
@@ -318,7 +318,17 @@ impl<S: Source> Reconciler<S> {
         self.doing.send_replace(READING);
         // While PocketBase is at work. It refuses a file that we did not write.
         let current = self.file.read_aside(consent.adopt);
-        let (snapshot, current) = tokio::join!(self.source.snapshot(), current);
+        let read = async { tokio::join!(self.source.snapshot(), current) };
+        // It may take long to answer, and servers are told of meanwhile as well.
+        let watch = async {
+            loop {
+                self.servers.drifted(|sights, strangers| self.board.sees(sights, strangers)).await;
+            }
+        };
+        let (snapshot, current) = tokio::select! {
+            read = read => read,
+            () = watch => unreachable!("it goes on for ever"),
+        };
         debug!(took = ?begun.elapsed(), "read");
         let current = current?;
         let main_config = self.file.main_config()?;

@@ -18,7 +18,7 @@ use std::{
 
 use futures_util::future::join_all;
 use tokio::time::{self, Instant};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     apply::{Applied, Digest, LeafNode},
@@ -40,8 +40,10 @@ pub use trial::{Trial, TrialError};
 const GLANCE: Duration = Duration::from_secs(1);
 /// How long they may take otherwise: one that is busy with a reload may be slow.
 const LOOK: Duration = Duration::from_secs(5);
-/// How often servers are looked at between passes.
-const WATCH: Duration = Duration::from_secs(5);
+/// How often servers are looked at between passes, and how long one may take to answer before it is
+/// called silent: a few seconds together, since people are told how it is *now*.
+const WATCH: Duration = Duration::from_millis(1500);
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a server that is not in its cluster is still expected back.
 const ABSENCE: Duration = Duration::from_mins(5);
 
@@ -68,6 +70,21 @@ pub struct Servers {
     receipt: Option<Receipt>,
     /// Which leaf nodes are connected with more rights than their users have.
     leaf_nodes: BTreeSet<LeafNode>,
+    /// When servers are looked at next between passes.
+    next_look: Instant,
+    /// Who was silent at the last of these looks.
+    silent: BTreeSet<String>,
+}
+
+/// What a look between passes shows of a server.
+#[derive(Debug)]
+pub(crate) struct Sight {
+    /// As in [`Outcome`].
+    pub(crate) server: String,
+    /// How many clients are connected, if it answered.
+    pub(crate) clients: Result<u64, ServerError>,
+    /// Whether it runs what it was proven to run.
+    pub(crate) as_proven: bool,
 }
 
 /// What became of one server.
@@ -237,6 +254,8 @@ impl Servers {
             cut: CutOff::default(),
             receipt: None,
             leaf_nodes: BTreeSet::new(),
+            next_look: Instant::now() + WATCH,
+            silent: BTreeSet::new(),
         })
     }
 
@@ -321,19 +340,51 @@ impl Servers {
         self.known.iter_mut().for_each(|it| it.proven = None);
     }
 
-    /// Returns once a server runs something else than it was proven to, or is new: it was started
-    /// again, or has come back to its cluster. Dropping the future loses nothing.
-    pub async fn drifted(&mut self) {
+    /// Who answers on the system account as well, and is none of the servers that must run the file:
+    /// it is in no cluster that `system_url` leads to. Nobody tells it anything.
+    pub fn strangers(&self) -> Vec<&Running> {
+        self.ask.strangers()
+    }
+
+    /// Looks at the servers between passes. Returns once one runs something else than it was proven to,
+    /// or is new: it was started again, or has come back to its cluster. Dropping the future loses
+    /// nothing.
+    pub(crate) async fn drifted(&mut self, mut seen: impl FnMut(&[Sight], &[&Running])) {
         loop {
-            time::sleep(WATCH).await;
-            let answers = self.look(GLANCE).await;
+            time::sleep_until(self.next_look).await;
+            let answers = self.look(PATIENCE).await;
+            self.next_look = Instant::now() + WATCH;
             let as_proven = |it: &Running| {
                 self.known(it).proven.as_ref().is_some_and(|proven| proven.mark() == it.mark())
             };
-            if !answers.iter().filter_map(Answer::ok).all(as_proven) {
+            let sight = |Answer { server, running }| Sight {
+                server,
+                as_proven: running.as_ref().is_ok_and(as_proven),
+                clients: running.map(|it| it.connections),
+            };
+            let sights: Vec<Sight> = answers.into_iter().map(sight).collect();
+            seen(&sights, &self.ask.strangers());
+            self.tell_silent(&sights);
+            if sights.iter().any(|it| it.clients.is_ok() && !it.as_proven) {
                 return;
             }
         }
+    }
+
+    /// Says so once when a server falls silent, and when it is back.
+    fn tell_silent(&mut self, sights: &[Sight]) {
+        let mut silent = BTreeSet::new();
+        for Sight { server, clients, .. } in sights {
+            if let Err(error) = clients {
+                if !self.silent.contains(server) {
+                    warn!(server, %error, hint = error.hint(), "a nats-server is silent");
+                }
+                silent.insert(server.clone());
+            } else if self.silent.contains(server) {
+                info!(server, "a nats-server answers again");
+            }
+        }
+        self.silent = silent;
     }
 
     /// Which servers run the file now. None is told to reload.
@@ -450,8 +501,15 @@ impl Servers {
             .filter_map(Answer::ok)
             .filter(|it| self.known(it).proven.is_none())
             .collect();
-        // Who cannot be asked is told once, since nobody knows what it runs.
-        let silent = answers.is_empty() || answers.iter().any(|it| it.running.is_err());
+        // Who cannot be asked is told once, since nobody knows what it runs; unless it has shown that.
+        let all_proven = !self.known.is_empty() && self.known.iter().all(|it| it.proven.is_some());
+        let nobody = answers.iter().all(|it| it.running.is_err());
+        let unknown = |it: &Answer| match self.known.iter().find(|known| known.server == it.server)
+        {
+            Some(known) => it.running.is_err() && known.proven.is_none(),
+            None => it.running.is_err() && !(nobody && all_proven),
+        };
+        let silent = answers.is_empty() || answers.iter().any(unknown);
         let untold = silent && !self.ordered && self.reload.reaches_the_silent();
         let mut cut = self.cut.begin();
         if stale.is_empty() && !untold {
@@ -834,6 +892,7 @@ impl Servers {
     /// There is nobody to ask, so all that can be told is whether the order was taken.
     fn unasked(&self, orders: &[Order]) -> Vec<Outcome> {
         let why = match self.reload {
+            _ if orders.is_empty() && !self.ordered => "there is nothing to ask what it runs",
             Reload::Command(_) | Reload::Signal(_) => {
                 "reloaded, with nothing to ask whether it took"
             }

@@ -3,6 +3,7 @@
 mod api;
 mod http;
 mod inspect;
+mod pulse;
 mod realtime;
 mod record;
 #[cfg(feature = "sqlite")]
@@ -16,6 +17,7 @@ use std::{
     error::Error,
     io,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -65,10 +67,22 @@ pub struct Link {
     pub kind: Kind,
     /// Where it is, without credentials.
     pub address: String,
-    /// Since when there is a live connection, if there is one.
+    /// Since when there has been a live connection, if there is one. That it is renewed before its time
+    /// is over makes no difference.
     pub connected: Option<SystemTime>,
     /// How often it had to be made again, since it broke.
     pub reconnects: u64,
+    /// Whether the source does not even answer now. Of one that is not asked, nobody knows.
+    pub silence: Option<Silence>,
+}
+
+/// A source that does not answer.
+#[derive(Clone, Debug)]
+pub struct Silence {
+    /// When it last did.
+    pub since: SystemTime,
+    /// What comes instead of an answer.
+    pub error: Arc<SourceError>,
 }
 
 /// The kinds of [`Source`].

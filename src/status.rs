@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::board::{Board, Tally};
@@ -37,8 +37,12 @@ pub struct Status {
     pub source: SourceStatus,
     /// The passes.
     pub pass: PassStatus,
-    /// Every server, as the last pass that got so far found it.
+    /// Every server that must run the auth file: as the last pass that got so far found it, and as it
+    /// was seen since, every few seconds.
     pub servers: Vec<ServerStatus>,
+    /// Who answers on the system account as well, and need not run the file.
+    #[serde(default)]
+    pub strangers: Vec<Stranger>,
     /// How many users the auth file has.
     pub users: usize,
     /// How many roles the source has.
@@ -73,7 +77,7 @@ pub struct SourceStatus {
     pub kind: Kind,
     /// Where it is.
     pub address: String,
-    /// Since when there is a live connection, if there is one.
+    /// Since when there has been a live connection, if there is one and the source answers.
     pub connected_since: Option<Timestamp>,
     /// How often that broke and had to be made again.
     pub reconnects: u64,
@@ -84,6 +88,12 @@ pub struct SourceStatus {
     /// How long that took.
     #[serde(rename = "last_read_seconds", with = "seconds")]
     pub last_read_took: Option<Duration>,
+    /// Since when it has not answered at all, if it does not.
+    pub silent_since: Option<Timestamp>,
+    /// What comes instead of an answer.
+    pub silence: Option<String>,
+    /// What one can do about that.
+    pub hint: Option<String>,
 }
 
 /// The passes.
@@ -131,6 +141,8 @@ pub struct Running {
     pub since: Timestamp,
     /// What it is at.
     pub step: Step,
+    /// Since when it has been making the file and the servers as they should be, if it got so far.
+    pub enforcing_since: Option<Timestamp>,
 }
 
 /// The steps of a pass.
@@ -171,8 +183,25 @@ pub struct HeldBack {
     pub users: Vec<String>,
 }
 
+/// A server on the system account that is none of ours: a leaf node, or one of another cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stranger {
+    /// Its name.
+    pub server: String,
+    /// Its version.
+    pub version: String,
+    /// The name of its cluster. Empty: it is in none.
+    pub cluster: String,
+}
+
+impl Stranger {
+    /// What it means to be one.
+    pub const NOTE: &str = "also on the system account, and in no cluster that `system_url` leads to: it \
+                            need not run the auth file, and is told nothing";
+}
+
 /// One server.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServerStatus {
     /// Its name, or the address that was asked.
     pub server: String,
@@ -184,6 +213,8 @@ pub struct ServerStatus {
     pub detail: String,
     /// What one can do about it.
     pub hint: Option<String>,
+    /// Since when it has not answered, if it does not.
+    pub silent_since: Option<Timestamp>,
     /// The digest of its config.
     pub config_digest: Option<String>,
     /// When it loaded that.
@@ -285,40 +316,124 @@ impl fmt::Display for CutOff {
     }
 }
 
+/// After this, what has not come to its end is told as what is not so.
+const GRACE: Duration = Duration::from_secs(2);
+
 impl Status {
     fn judged(&self) -> State {
-        let unverified = |it: &ServerStatus| it.state == State::Unverified;
+        let any = |state| self.servers.iter().any(|it| it.state == state);
         match &self.pass {
             PassStatus { stuck: true, .. } | PassStatus { failure: Some(_), .. } => {
                 State::NotInStep
             }
             PassStatus { last_attempt: None, .. } => State::Starting,
-            _ if self.servers.iter().any(unverified) => State::Unverified,
+            _ if self.source.silent_since.is_some() || self.is_late() => State::NotInStep,
+            _ if any(State::NotInStep) => State::NotInStep,
+            _ if any(State::Unverified) => State::Unverified,
             _ => State::InStep,
         }
+    }
+
+    /// Whether servers have been waited for so long that they may not run what they should.
+    fn is_late(&self) -> bool {
+        let since = self.pass.running.and_then(|it| it.enforcing_since);
+        since.is_some_and(|it| self.is_ago(it, GRACE))
+    }
+
+    fn is_ago(&self, at: Timestamp, least: Duration) -> bool {
+        Duration::try_from(self.now.duration_since(at)).is_ok_and(|it| it >= least)
+    }
+
+    /// What was changed last, if it is not known to be in force yet.
+    fn pending(&self) -> Option<&Change> {
+        self.changes.front().filter(|it| it.enforced_after.is_none() && !it.unverified)
     }
 
     /// Why it is as it is, if it is not as it should be.
     pub fn why(&self) -> Option<String> {
         let PassStatus { stuck, running, failure, .. } = &self.pass;
-        match (stuck, running, failure) {
-            (true, Some(Running { since, step }), _) => {
+        match (stuck, running) {
+            (true, Some(Running { since, step, .. })) => {
                 let seconds = self.now.duration_since(*since).as_secs();
-                Some(format!("a pass has been busy for {seconds} s, now with {step}"))
+                return Some(format!("a pass has been busy for {seconds} s, now with {step}"));
             }
-            (true, None, _) => Some("no pass begins".into()),
-            (false, _, Some(failure)) => Some(failure.why.clone()),
-            (false, _, None) => None,
+            (true, None) => return Some("no pass begins".into()),
+            (false, _) => (),
+        }
+        let mut reasons = Vec::new();
+        if let Some(since) = self.source.silent_since {
+            reasons.push(format!("PocketBase has been silent since {}", self.clock(since)));
+        }
+        let not_in_step = || self.servers.iter().filter(|it| it.state == State::NotInStep);
+        let silent: Vec<_> = not_in_step()
+            .filter_map(|it| Some(format!("{} since {}", it.server, self.clock(it.silent_since?))))
+            .collect();
+        let explained = !silent.is_empty() && silent.len() == not_in_step().count();
+        match &silent[..] {
+            [] => (),
+            [one] => reasons.push(format!("a nats-server is silent, {one}")),
+            all => reasons.push(format!("nats-servers are silent, {}", all.join(" and "))),
+        }
+        match failure {
+            Some(Failure { step: Step::Servers, .. }) if explained => (),
+            Some(failure) => reasons.push(failure.why.clone()),
+            None if self.is_late() => reasons.push(self.lateness()),
+            None if reasons.is_empty() => {
+                let told = |it: &ServerStatus| format!("{}: {}", it.server, it.detail);
+                reasons.extend(not_in_step().next().map(told));
+            }
+            None => (),
+        }
+        (!reasons.is_empty()).then(|| reasons.join("; "))
+    }
+
+    /// What one can do about it.
+    pub fn hint(&self) -> Option<&str> {
+        let failed = || self.pass.failure.as_ref()?.hint.as_deref();
+        let server = || self.servers.iter().find_map(|it| it.hint.as_deref());
+        self.source.hint.as_deref().or_else(failed).or_else(server)
+    }
+
+    /// What is waited for too long.
+    fn lateness(&self) -> String {
+        let since = self.pass.running.and_then(|it| it.enforcing_since).unwrap_or(self.now);
+        let since = self.clock(since);
+        match self.pending() {
+            Some(Change { what, .. }) => {
+                format!("not known to be in force yet, and under way since {since}: {what}")
+            }
+            None => format!("servers have not shown yet what they run, asked since {since}"),
         }
     }
 
+    /// The time of day, and the day if it was another.
+    fn clock(&self, at: Timestamp) -> String {
+        const DAY: Duration = Duration::from_hours(12);
+        let format = if self.is_ago(at, DAY) { "%F %T %Z" } else { "%T %Z" };
+        at.to_zoned_datetime(TimeZone::system()).strftime(format).to_string()
+    }
+
     fn told(&self) -> String {
+        const LONG: Duration = Duration::from_secs(3);
         let mut text = self.sentence();
-        let last = self.changes.front().and_then(|it| it.enforced_after);
-        if let (State::InStep | State::Unverified, Some(after)) = (self.state, last) {
-            let _ = write!(text, " · last change {}", short(after));
+        match self.state {
+            State::InStep | State::Unverified => (),
+            State::Starting | State::NotInStep => return text,
         }
-        if let (State::InStep | State::Unverified, Some(_)) = (self.state, &self.pass.waiting) {
+        match (self.changes.front(), self.pending(), &self.pass.running) {
+            (Some(Change { enforced_after: Some(after), .. }), ..) => {
+                let _ = write!(text, " · last change in force after {}", short(*after));
+            }
+            (_, Some(_), Some(_)) => text.push_str(" · a change is being put in force"),
+            (..) => (),
+        }
+        match &self.pass.running {
+            Some(Running { since, enforcing_since: None, .. }) if self.is_ago(*since, LONG) => {
+                let _ = write!(text, " · PocketBase has been read since {}", self.clock(*since));
+            }
+            Some(_) | None => (),
+        }
+        if self.pass.waiting.is_some() {
             text.push_str(" · changes are waiting");
         }
         text
@@ -338,11 +453,31 @@ impl Status {
             State::NotInStep => {
                 let why = self.why().unwrap_or_default();
                 let first = why.chars().next().map(char::to_uppercase);
-                return first.into_iter().flatten().chain(why.chars().skip(1)).collect();
+                let why: String = first.into_iter().flatten().chain(why.chars().skip(1)).collect();
+                return why + &self.stands(good, all);
             }
         };
         let _ = write!(text, " · {} · {}", many(self.users, "user"), many(self.roles, "role"));
         text
+    }
+}
+
+impl Status {
+    /// What is known all the same: the file that there was, and where that is in force.
+    fn stands(&self, good: usize, all: usize) -> String {
+        let unread = self.source.silent_since.is_some()
+            || self.pass.failure.as_ref().is_some_and(|it| it.step == Step::Snapshot);
+        let silent = self.servers.iter().any(|it| it.silent_since.is_some());
+        let servers = if all == 1 { "server" } else { "servers" };
+        match (self.pass.stuck || all == 0, unread, silent) {
+            (true, ..) | (_, false, false) => String::new(),
+            (false, true, _) => {
+                format!(
+                    "; the last good state stands, known to be in force on {good} of {all} {servers}"
+                )
+            }
+            (false, false, true) => format!("; known to be in force on {good} of {all} {servers}"),
+        }
     }
 }
 

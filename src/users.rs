@@ -12,12 +12,13 @@ use serde_json::{Value, json};
 
 use crate::{
     Options, Source as _,
-    apply::{ApplyError, AuthFile},
+    apply::{Adopt, ApplyError, AuthFile, Placement},
     auth::{
-        self, Credential, Desired, Effect, Finding, PasswordHash, Permissions, Policy, RoleRecord,
-        Rules, Snapshot, Subject, Subjects, UserRecord,
+        self, Credential, Desired, Effect, Finding, Grant, PasswordHash, Permissions, Policy,
+        RoleRecord, Rules, Snapshot, Subject, Subjects, UserRecord,
     },
     options::{PocketBaseOptions, Secret},
+    server::{self, Outcome, Servers},
     source::{PocketBase, SourceError, Superuser},
 };
 
@@ -141,8 +142,10 @@ pub struct Listed {
     pub name: String,
     /// The record's id.
     pub id: String,
-    /// Whether the user is in NATS.
+    /// Whether the user may be in NATS.
     pub state: State,
+    /// How far that has got.
+    pub standing: Standing,
     /// Why not, if that is not by choice, and how to mend it.
     pub why: Vec<String>,
     /// The names of their roles; of one that is not there, the id.
@@ -153,7 +156,7 @@ pub struct Listed {
     pub cost: Option<u8>,
 }
 
-/// Whether a user is in NATS.
+/// Whether a user may be in NATS, by the records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
@@ -163,6 +166,24 @@ pub enum State {
     Inactive,
     /// Something is wrong with their record.
     LeftOut,
+}
+
+/// How a user stands in the auth file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// As the records say, and every server is proven to run the file.
+    InForce,
+    /// As the records say. Whether servers run the file is another question.
+    InFile,
+    /// They are to be in it, and are not, or with other rights.
+    NotYet,
+    /// They are not to be in it, and still are.
+    Still,
+    /// They are not, and are not to be.
+    Absent,
+    /// The file cannot be read.
+    Unknown,
 }
 
 /// How a user logs in.
@@ -393,10 +414,35 @@ pub async fn set_password(
     users.stored(&id, name, password).await
 }
 
-/// All users, by name, as NATS has them or not.
+/// Why it is not known that every server runs the auth file as it is, if it is not.
+pub async fn doubt(options: &Options) -> Option<String> {
+    let surveyed = async {
+        let mut file = AuthFile::new(options);
+        let placement = file.main_config()?.map(|it| it.placement());
+        if let Some(placement) = placement.filter(|it| !matches!(it, Placement::InForce)) {
+            return Ok(Some(placement.to_string()));
+        }
+        let current = file.read(Adopt::No)?;
+        if current.desired.is_none() {
+            return Ok(Some("there is no auth file yet".into()));
+        }
+        let applied = file.as_it_is(&current).await?;
+        let outcomes = match Servers::new(&options.nats, &options.folder) {
+            Ok(mut servers) => servers.survey(&applied).await,
+            Err(error) => return Ok(Some(error.to_string())),
+        };
+        let shown = |it: &Outcome| matches!(it.state, server::State::InStep { .. });
+        Ok::<_, ApplyError>(outcomes.iter().find(|it| !shown(it)).map(Outcome::to_string))
+    };
+    surveyed.await.unwrap_or_else(|error| Some(error.to_string()))
+}
+
+/// All users, by name: what the records say of them, and what the auth file has. No server is asked.
 pub async fn list(options: &Options) -> Result<Vec<Listed>, UserError> {
     let snapshot = snapshot(options).await?;
     let (desired, findings) = desired(options, &snapshot)?;
+    let file =
+        AuthFile::new(options).read(Adopt::Yes).ok().map(|it| it.desired.unwrap_or_default());
     let mut left_out: HashMap<&str, Vec<String>> = HashMap::new();
     for it in findings.iter().filter(|it| {
         it.effect == Effect::LeftOut && it.collection == options.pocketbase.user_collection
@@ -415,6 +461,7 @@ pub async fn list(options: &Options) -> Result<Vec<Listed>, UserError> {
                 (true, false) => State::LeftOut,
                 (true, true) => State::Active,
             };
+            let login = login(user);
             let known = known(&desired, user).filter(|_| state == State::Active);
             let credential = known.map(|it| &it.credential);
             let kind = match credential {
@@ -429,6 +476,7 @@ pub async fn list(options: &Options) -> Result<Vec<Listed>, UserError> {
                 name: user.username.to_string(),
                 id: user.id.clone(),
                 state,
+                standing: standing(&desired, file.as_deref(), login, credential.is_some()),
                 why,
                 roles: user.roles.iter().map(named).collect(),
                 credential: kind,
@@ -438,6 +486,27 @@ pub async fn list(options: &Options) -> Result<Vec<Listed>, UserError> {
         .collect();
     listed.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
     Ok(listed)
+}
+
+/// How whoever logs in by this stands in the file, which is to have them or not.
+fn standing(desired: &Desired, file: Option<&Desired>, login: &str, wanted: bool) -> Standing {
+    let Some(file) = file else { return Standing::Unknown };
+    let rights = |of: &Desired| {
+        let user = of.users.get(login)?;
+        let rules = match &user.grant {
+            Grant::Defaults => of.defaults.clone(),
+            Grant::Role(role) => of.roles.get(role)?.clone(),
+            Grant::Own(rules) => (**rules).clone(),
+        };
+        Some((user.credential.clone(), rules, user.connection_types))
+    };
+    match (wanted, file.users.contains_key(login)) {
+        (true, true) if rights(desired) == rights(file) => Standing::InFile,
+        (true, _) => Standing::NotYet,
+        // Somebody else may rightly have the name.
+        (false, true) if !desired.users.contains_key(login) => Standing::Still,
+        (false, _) => Standing::Absent,
+    }
 }
 
 /// All roles, by name.
@@ -687,8 +756,12 @@ impl<'a> Users<'a> {
 
 /// The user whom this record makes, if it does.
 fn known<'a>(desired: &'a Desired, record: &UserRecord) -> Option<&'a auth::User> {
-    let login = if record.nkey.is_empty() { &record.username } else { &record.nkey };
-    desired.users.get(login).filter(|it| it.is_of(record))
+    desired.users.get(login(record)).filter(|it| it.is_of(record))
+}
+
+/// What this record's user logs in with.
+fn login(record: &UserRecord) -> &str {
+    if record.nkey.is_empty() { &record.username } else { &record.nkey }
 }
 
 fn can_do_nothing(rules: &Rules) -> bool {

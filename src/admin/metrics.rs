@@ -72,7 +72,8 @@ fn registry(tally: &Tally, status: &Status) -> Registry {
     let time = |at: Option<Timestamp>| level(at.map_or(0.0, |it| it.as_duration().as_secs_f64()));
     let seconds = Unit::Seconds;
 
-    let help = "Whether all that PocketBase says is proven to be in force on every server";
+    let help = "Whether all that PocketBase says, but for what the settings let wait or ignore, is proven \
+                to be in force on every server, and all of them answer";
     all.register("in_step", help, level(f64::from(status.state == State::InStep)));
     let help = "When the process started, in Unix time";
     all.register_with_unit("start_time", help, seconds.clone(), time(Some(status.started)));
@@ -113,7 +114,7 @@ fn registry(tally: &Tally, status: &Status) -> Registry {
     let each = |value: fn(&ServerStatus) -> Option<f64>| {
         levels("server", servers.iter().filter_map(|it| Some((it.server.as_str(), value(it)?))))
     };
-    let help = "Whether this server is proven to run the auth file";
+    let help = "Whether this server is proven to run the auth file, and answers";
     all.register("server_in_step", help, each(|it| Some((it.state == State::InStep).into())));
     let help = "Clients connected to this server";
     all.register("server_clients", help, each(|it| Some(number(it.clients?))));
@@ -151,7 +152,7 @@ fn registry(tally: &Tally, status: &Status) -> Registry {
     let help = "Connections closed since their users have less than before";
     all.register("cut_off_connections", help, tally.kicks.clone());
 
-    let help = "Whether there is a live connection to PocketBase";
+    let help = "Whether there is a live connection to PocketBase, and it answers";
     let connected = f64::from(source.connected_since.is_some());
     // A database file is looked at without one.
     if source.kind == Kind::PocketBase {

@@ -14,7 +14,7 @@ use crate::{
     options::Options,
     reconcile::Plan,
     server::{self, Running, ServerError, Servers, State},
-    status::{chain, short},
+    status::{Stranger, chain, short},
 };
 
 /// The oldest that we work with.
@@ -47,6 +47,18 @@ pub(super) async fn look(
             ),
             Err(error) => Line::wrong("servers.silent", chain(error), error.hint()),
         });
+    }
+    for it in servers.strangers() {
+        let cluster = if it.cluster.is_empty() { "no cluster" } else { &it.cluster };
+        lines.push(Line::good(
+            "servers.stranger",
+            format!(
+                "{}, version {}, of {cluster}: {}; if it is to, list its address in `system_url`",
+                it.name,
+                it.version,
+                Stranger::NOTE
+            ),
+        ));
     }
     let silent = answers.iter().any(Result::is_err);
     let running: Vec<Running> = answers.into_iter().filter_map(Result::ok).collect();

@@ -12,7 +12,8 @@ use pb_nats::{
     admin,
     source::Kind,
     status::{
-        Change, CutOff, PassStatus, ServerStatus, State, Status as Told, Waiting, many, short,
+        Change, CutOff, PassStatus, ServerStatus, State, Status as Told, Stranger, Waiting, many,
+        short,
     },
 };
 use serde_json::json;
@@ -95,13 +96,10 @@ fn watched(status: &Told, json: bool) -> String {
 
 /// All of it, for people.
 fn page(status: &Told) -> String {
-    let Told { summary, source, pass, servers, findings, changes, now, .. } = status;
-    let ago = |at: &Timestamp| {
-        let passed = now.duration_since(*at).unsigned_abs();
-        format!("{} ago", short(passed))
-    };
+    let Told { summary, source, pass, findings, changes, now, .. } = status;
+    let ago = |at: &Timestamp| ago(*now, at);
     let mut text = format!("{summary}\n");
-    if let Some(hint) = pass.failure.as_ref().and_then(|it| it.hint.as_ref()) {
+    if let (State::NotInStep, Some(hint)) = (status.state, status.hint()) {
         let _ = writeln!(text, "hint: {hint}");
     }
 
@@ -113,12 +111,18 @@ fn page(status: &Told) -> String {
     let _ = write!(text, "\n{kind}{}", source.address);
     match (source.kind, &source.connected_since) {
         (Kind::PocketBase, Some(since)) => {
-            let _ = write!(text, ", connected {}", ago(since));
+            let _ = write!(text, ", live connection made {}", ago(since));
             if let Some(hint) = &source.last_hint {
                 let _ = write!(text, ", last hint {}", ago(hint));
             }
         }
-        (Kind::PocketBase, None) => text.push_str(", no live connection"),
+        (Kind::PocketBase, None) => match (&source.silent_since, &source.silence) {
+            (Some(since), why) => {
+                let why = why.as_deref().unwrap_or_default();
+                let _ = write!(text, ", last heard {}: {why}", ago(since));
+            }
+            (None, _) => text.push_str(", no live connection"),
+        },
         (Kind::Database | Kind::Other, _) => (),
     }
     if let (Some(read), Some(took)) = (&source.last_read, source.last_read_took) {
@@ -153,28 +157,7 @@ fn page(status: &Told) -> String {
     }
 
     let _ = writeln!(text);
-    for server in servers {
-        let ServerStatus { server: name, version, state, detail, hint, .. } = server;
-        let version = version.as_ref().map(|it| format!(" {it}")).unwrap_or_default();
-        let _ = write!(text, "{name}{version}: {state}, {detail}");
-        if let Some(clients) = server.clients {
-            let clients = clients.try_into().unwrap_or(usize::MAX);
-            let _ = write!(text, "; {}", many(clients, "client"));
-        }
-        if let Some(loaded) = &server.config_loaded {
-            let _ = write!(text, ", config loaded {}", ago(loaded));
-        }
-        if let Some(took) = server.last_reload_took {
-            let _ = write!(text, ", last reload took {}", short(took));
-        }
-        if let Some(freeze) = server.reload_freeze.filter(|it| *it >= Duration::from_secs(1)) {
-            let _ = write!(text, ", a reload would let nobody in for about {}", short(freeze));
-        }
-        text.push('\n');
-        if let Some(hint) = hint {
-            let _ = writeln!(text, "  hint: {hint}");
-        }
-    }
+    tell_servers(&mut text, status);
 
     if let Some(held_back) = pass.failure.as_ref().and_then(|it| it.held_back.as_ref()) {
         let _ = writeln!(text, "\nheld back, {} would go:", many(held_back.count, "user"));
@@ -194,6 +177,47 @@ fn page(status: &Told) -> String {
         listed(&mut text, status.changes.len(), changes.iter().map(change));
     }
     text
+}
+
+/// A line for each server, ours and others.
+fn tell_servers(text: &mut String, status: &Told) {
+    let Told { servers, strangers, now, .. } = status;
+    for server in servers {
+        let ServerStatus { server: name, version, state, detail, hint, .. } = server;
+        let version = version.as_ref().map(|it| format!(" {it}")).unwrap_or_default();
+        let _ = write!(text, "{name}{version}: {state}, {detail}");
+        if let Some(since) = &server.silent_since {
+            let _ = write!(text, ", last heard {}", ago(*now, since));
+        }
+        if let Some(clients) = server.clients {
+            let clients = clients.try_into().unwrap_or(usize::MAX);
+            let _ = write!(text, "; {}", many(clients, "client"));
+        }
+        if let Some(loaded) = &server.config_loaded {
+            let _ = write!(text, ", config loaded {}", ago(*now, loaded));
+        }
+        if let Some(took) = server.last_reload_took {
+            let _ = write!(text, ", last reload took {}", short(took));
+        }
+        if let Some(freeze) = server.reload_freeze.filter(|it| *it >= Duration::from_secs(1)) {
+            let _ = write!(text, ", a reload would let nobody in for about {}", short(freeze));
+        }
+        text.push('\n');
+        if let Some(hint) = hint {
+            let _ = writeln!(text, "  hint: {hint}");
+        }
+    }
+
+    for Stranger { server, version, cluster } in strangers {
+        let cluster =
+            if cluster.is_empty() { String::new() } else { format!(" of cluster {cluster}") };
+        let _ = writeln!(text, "{server} {version}{cluster}: {}", Stranger::NOTE);
+    }
+}
+
+/// How long that is past.
+fn ago(now: Timestamp, at: &Timestamp) -> String {
+    format!("{} ago", short(now.duration_since(*at).unsigned_abs()))
 }
 
 /// When what was changed, and what came of it.

@@ -5,7 +5,7 @@ use std::{env, fmt::Write as _, process::ExitCode};
 use pb_nats::{
     Options,
     options::OptionsError,
-    users::{self, Chosen, Kind, Listed, ListedRole, NewUser, Password, State, Stored},
+    users::{self, Chosen, Kind, Listed, ListedRole, NewUser, Password, Standing, State, Stored},
 };
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ pub(crate) enum User {
     /// Give a user another password; the former one ends
     #[command(after_help = "Example:\n  pb-nats user passwd ann --generate")]
     Passwd(Passwd),
-    /// List the users as NATS has them, and why it does not have some
+    /// List the users: who is in force, who is not, and why
     #[command(after_help = "Example:\n  pb-nats user list --json")]
     List(List),
 }
@@ -88,7 +88,17 @@ pub(crate) async fn user(cli: &Cli, command: &User) -> anyhow::Result<ExitCode> 
         User::Add(add) => (&add.name, &add.change),
         User::Passwd(passwd) => (&passwd.name, &passwd.change),
         User::List(list) => {
-            let users = users::list(&options).await?;
+            let mut users = users::list(&options).await?;
+            let in_file = |it: &&mut Listed| it.standing == Standing::InFile;
+            match users::doubt(&options).await {
+                None => {
+                    users.iter_mut().filter(in_file).for_each(|it| it.standing = Standing::InForce);
+                }
+                Some(why) => {
+                    let why = format!("the auth file is not proven to be in force: {why}");
+                    complain("warning", &why);
+                }
+            }
             return if list.json { print_json(&json!(users)) } else { print(&table(&users)) };
         }
     };
@@ -114,7 +124,7 @@ pub(crate) async fn role(cli: &Cli, command: &Role) -> anyhow::Result<ExitCode> 
     if list.json { print_json(&json!(roles)) } else { print(&roles_table(&roles)) }
 }
 
-/// What there is to note is about servers and files, of which these commands need none.
+/// What there is to note is about servers and files, which these commands do not change.
 fn settings(cli: &Cli) -> Result<Options, OptionsError> {
     Options::load(cli.config.as_deref(), env::vars_os())
 }
@@ -166,10 +176,17 @@ fn print_json(value: &Value) -> anyhow::Result<ExitCode> {
 
 fn table(users: &[Listed]) -> String {
     let rows = users.iter().map(|it| {
-        let state = match it.state {
-            State::Active => "in NATS",
-            State::Inactive => "inactive",
-            State::LeftOut => "left out",
+        let state = match (it.state, it.standing) {
+            (State::Active, Standing::InForce) => "in force",
+            (State::Active, Standing::InFile) => "in the auth file",
+            (State::Active, Standing::NotYet | Standing::Still | Standing::Absent) => {
+                "not yet in the auth file"
+            }
+            (State::Active, Standing::Unknown) => "active",
+            (State::Inactive, Standing::Still) => "inactive, still in the auth file",
+            (State::Inactive, _) => "inactive",
+            (State::LeftOut, Standing::Still) => "left out, still in the auth file",
+            (State::LeftOut, _) => "left out",
         };
         let login = match (it.credential, it.cost) {
             (Kind::Password, Some(cost)) => format!("password, cost {cost}"),

@@ -11,7 +11,11 @@ use futures_util::{StreamExt as _, future::join_all};
 use reqwest::Url;
 use serde::{Deserialize, Deserializer, de};
 use serde_json::json;
-use tokio::time::{self, Instant};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
+    net::TcpStream,
+    time::{self, Instant},
+};
 
 use super::{GLANCE, ServerError};
 use crate::{
@@ -22,6 +26,10 @@ use crate::{
 
 /// How long to wait for servers of other clusters, of which nobody knows how many there are.
 const QUIET: Duration = Duration::from_millis(500);
+/// How long a server that is not ours, and does not answer any more, is still told of.
+const REMEMBERED: Duration = Duration::from_mins(1);
+/// No server says more first than this many bytes.
+const MOST_GREETED: u64 = 1 << 16;
 /// The connections of more users than this are not asked for by name.
 const FEW: usize = 8;
 /// How many connections a server tells at once: at first, and at most.
@@ -50,6 +58,15 @@ pub(super) struct Answer {
     /// Its name, or the address that was asked.
     pub(super) server: String,
     pub(super) running: Result<Running, ServerError>,
+}
+
+/// A server as it is said first to whoever connects.
+#[derive(Clone, Debug, Deserialize)]
+struct Greeting {
+    server_id: String,
+    /// Its cluster, if it is in one.
+    #[serde(default)]
+    cluster: String,
 }
 
 /// What a server runs.
@@ -83,11 +100,12 @@ pub struct Running {
     pub(super) address: String,
     /// Settings that it takes at its start only, by their names in its config.
     pub fixed: BTreeMap<&'static str, String>,
-    cluster: String,
+    /// The name of its cluster, if it is in one.
+    pub(crate) cluster: String,
     /// How many other servers there are in its cluster.
     remotes: usize,
-    /// Whether there are other clusters.
-    gateways: bool,
+    /// Whether servers of other clusters may hear us as well, over gateways or leaf nodes.
+    beyond: bool,
 }
 
 /// A client's connection to a server.
@@ -119,6 +137,12 @@ pub(super) struct System {
     address: String,
     login: Login,
     client: Option<Client>,
+    /// Who listens at the `urls`, as far as that was asked.
+    greetings: Vec<Greeting>,
+    /// The ids of servers about which the `urls` were asked.
+    asked_about: BTreeSet<String>,
+    /// Who answers as well, and is not ours: by id, and when it last did.
+    strangers: BTreeMap<String, (Running, Instant)>,
 }
 
 #[derive(Debug)]
@@ -162,7 +186,12 @@ impl Ask {
         }
     }
 
-    /// Every server's answer.
+    /// The servers that answer on the system account, and are not ours.
+    pub(super) fn strangers(&self) -> Vec<&Running> {
+        self.system().map_or_else(Vec::new, |it| it.strangers.values().map(|(it, _)| it).collect())
+    }
+
+    /// The answer of every server that is ours.
     pub(super) async fn everyone(&mut self, patience: Duration) -> Vec<Answer> {
         match self {
             Ask::System(system) => match system.everyone(patience).await {
@@ -269,17 +298,33 @@ impl System {
             _ => Login::Nobody,
         };
         tls::provide();
-        Ok(System { urls, address: addresses.join(", "), login, client: None })
+        Ok(System {
+            urls,
+            address: addresses.join(", "),
+            login,
+            client: None,
+            greetings: Vec::new(),
+            asked_about: BTreeSet::new(),
+            strangers: BTreeMap::new(),
+        })
     }
 
-    /// What every server runs that can be reached, and which of them are not understood.
+    /// What every server runs that is ours and can be reached, and which of them are not understood.
     ///
     /// Each tells how many others its cluster has, so that we know when all have answered.
     async fn everyone(&mut self, patience: Duration) -> Result<Vec<Answer>, ServerError> {
         let deadline = Instant::now() + patience;
         let client = self.client(deadline).await?;
+        let connected = client.server_info();
+        let mut ours = self.greetings.clone();
+        ours.push(Greeting {
+            server_id: connected.server_id,
+            cluster: connected.cluster.unwrap_or_default(),
+        });
+        // Who is not ours may be slow, and nothing waits for that.
+        let linger = patience > GLANCE || self.greetings.len() > 1;
         let mut answers: Vec<Running> = Vec::new();
-        let mut garbled: BTreeMap<String, ServerError> = BTreeMap::new();
+        let mut garbled: BTreeMap<String, (Sender, ServerError)> = BTreeMap::new();
         let collect = async {
             let lost = || ServerError::Lost { address: self.address.clone() };
             let inbox = client.new_inbox();
@@ -290,10 +335,11 @@ impl System {
                 .await
                 .map_err(|_| lost())?;
             loop {
-                let alone = !answers.iter().any(|it: &Running| it.gateways);
-                let quiet = if alone { Duration::ZERO } else { QUIET };
+                let beyond = answers.iter().any(|it: &Running| it.beyond);
+                let quiet = if linger && beyond { QUIET } else { Duration::ZERO };
+                let mut ours = answers.iter().filter(|it| is_ours(it, &ours)).peekable();
                 // Who is not understood has answered, too.
-                let next = if !answers.is_empty() && unanswered(answers.iter()) <= garbled.len() {
+                let next = if ours.peek().is_some() && unanswered(ours) <= garbled.len() {
                     match time::timeout(quiet, replies.next()).await {
                         Ok(next) => next,
                         Err(_elapsed) => return Ok(()),
@@ -305,33 +351,65 @@ impl System {
                 if message.status == Some(StatusCode::NO_RESPONDERS) {
                     return Err(ServerError::NotSystem { address: self.address.clone() });
                 }
-                match understand::<SystemAnswer<Varz>>(&message, &self.address) {
-                    Ok(SystemAnswer { data: Some(varz), .. }) => answers.push(varz.running(sent)),
-                    Ok(SystemAnswer { error, .. }) => {
-                        let server = sender(&message, &self.address);
-                        let reason = error.map(|it| it.description).unwrap_or_default();
-                        garbled.insert(server.clone(), ServerError::Refused { server, reason });
+                let error = match understand::<SystemAnswer<Varz>>(&message, &self.address) {
+                    Ok(SystemAnswer { data: Some(varz), .. }) => {
+                        answers.push(varz.running(sent));
+                        continue;
                     }
-                    Err(error) => drop(garbled.insert(sender(&message, &self.address), error)),
-                }
+                    Ok(SystemAnswer { error, .. }) => ServerError::Refused {
+                        server: sender(&message, &self.address).name,
+                        reason: error.map(|it| it.description).unwrap_or_default(),
+                    },
+                    Err(error) => error,
+                };
+                let sender = sender(&message, &self.address);
+                garbled.insert(sender.name.clone(), (sender, error));
             }
         };
-        match time::timeout_at(deadline, collect).await {
-            Ok(Err(error)) => {
-                self.client = None;
-                Err(error)
-            }
-            Err(_elapsed) if answers.is_empty() && garbled.is_empty() => {
-                self.client = None;
-                Err(ServerError::Silent { server: self.address.clone(), after: patience })
-            }
-            // Who has not answered is missing, and whoever knows of it says so.
-            Ok(Ok(())) | Err(_) => {
-                let ok = |it: Running| Answer { server: it.name.clone(), running: Ok(it) };
-                let not = |(server, error)| Answer { server, running: Err(error) };
-                Ok(answers.into_iter().map(ok).chain(garbled.into_iter().map(not)).collect())
-            }
+        let collected = time::timeout_at(deadline, collect).await;
+        if let Ok(Err(error)) = collected {
+            self.client = None;
+            return Err(error);
         }
+        ours.extend(self.greeted(&answers, &ours).await);
+        let (answers, strangers): (Vec<_>, Vec<_>) =
+            answers.into_iter().partition(|it| is_ours(it, &ours));
+        // Who does not even say who it is may be one of ours.
+        garbled.retain(|_, (it, _)| {
+            it.id.as_ref().is_none_or(|id| ours.iter().any(|ours| ours.is(id, &it.cluster)))
+        });
+        let now = Instant::now();
+        self.strangers.extend(strangers.into_iter().map(|it| (it.id.clone(), (it, now))));
+        self.strangers.retain(|id, (_, heard)| {
+            heard.elapsed() < REMEMBERED && answers.iter().all(|it| it.id != *id)
+        });
+        if answers.is_empty() && garbled.is_empty() {
+            self.client = None;
+            return Err(ServerError::Silent { server: self.address.clone(), after: patience });
+        }
+        // Who has not answered is missing, and whoever knows of it says so.
+        let ok = |it: Running| Answer { server: it.name.clone(), running: Ok(it) };
+        let not = |(server, (_, error))| Answer { server, running: Err(error) };
+        Ok(answers.into_iter().map(ok).chain(garbled.into_iter().map(not)).collect())
+    }
+
+    /// Who listens at the `urls`, if there are several and one of these servers may be meant by them:
+    /// they may lead to several clusters, all of which are to run the file then.
+    async fn greeted(&mut self, answers: &[Running], ours: &[Greeting]) -> Vec<Greeting> {
+        let unknown = |it: &&Running| !is_ours(it, ours) && !self.asked_about.contains(&it.id);
+        let unknown: Vec<&Running> = answers.iter().filter(unknown).collect();
+        if self.urls.len() < 2 || unknown.is_empty() {
+            return Vec::new();
+        }
+        let greetings = join_all(self.urls.iter().map(|it| greeting(it))).await;
+        if greetings.iter().all(Option::is_some) {
+            self.asked_about.extend(unknown.into_iter().map(|it| it.id.clone()));
+        }
+        for greeting in greetings.into_iter().flatten() {
+            self.greetings.retain(|it| it.server_id != greeting.server_id);
+            self.greetings.push(greeting);
+        }
+        self.greetings.clone()
     }
 
     /// Orders one server to reload, and returns when it has.
@@ -507,7 +585,8 @@ impl System {
         let patience = deadline.saturating_duration_since(Instant::now());
         let options = ConnectOptions::new()
             .name("pb-nats")
-            .connection_timeout(patience)
+            // One that hangs leaves time for the next.
+            .connection_timeout(patience / u32::try_from(self.urls.len()).unwrap_or(1))
             // It may move to another server of the cluster; but it must not try for ever, with a
             // password that may be an old one.
             .max_reconnects(self.urls.len() + 3);
@@ -547,13 +626,14 @@ impl System {
 /// What a message over the system account says; `asked` is who should have sent it.
 fn understand<T: de::DeserializeOwned>(message: &Message, asked: &str) -> Result<T, ServerError> {
     serde_json::from_slice(&message.payload)
-        .map_err(|source| ServerError::Unreadable { server: sender(message, asked), source })
+        .map_err(|source| ServerError::Unreadable { server: sender(message, asked).name, source })
 }
 
 /// Who says that it sent the message; else, who should have.
-fn sender(message: &Message, asked: &str) -> String {
+fn sender(message: &Message, asked: &str) -> Sender {
     let envelope = serde_json::from_slice::<Envelope>(&message.payload);
-    envelope.map_or_else(|_| asked.to_owned(), |it| it.server.name)
+    let nobody = |_| Sender { name: asked.to_owned(), id: None, cluster: String::new() };
+    envelope.map_or_else(nobody, |it| it.server)
 }
 
 impl Monitor {
@@ -681,6 +761,9 @@ struct Envelope {
 #[derive(Deserialize)]
 struct Sender {
     name: String,
+    id: Option<String>,
+    #[serde(default)]
+    cluster: String,
 }
 
 /// An answer over the system account.
@@ -832,7 +915,7 @@ impl Varz {
             address: format!("{}:{}", self.host, self.port),
             cluster: self.cluster.name,
             remotes: self.remotes,
-            gateways: !self.gateway.name.is_empty(),
+            beyond: !self.gateway.name.is_empty() || self.leafnodes > 0,
         }
     }
 }
@@ -841,6 +924,33 @@ fn timestamp<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D
     let timestamp: jiff::Timestamp =
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)?;
     timestamp.try_into().map_err(de::Error::custom)
+}
+
+/// Whether a server is one of these, or in a cluster with one.
+///
+/// Whoever else shares the system account, a leaf node or a cluster behind a gateway, has a config of
+/// its own, which need not include our file.
+fn is_ours(running: &Running, ours: &[Greeting]) -> bool {
+    ours.iter().any(|it| it.is(&running.id, &running.cluster))
+}
+
+impl Greeting {
+    /// Whether a server of this id, in this cluster, is this one, or in a cluster with it.
+    fn is(&self, id: &str, cluster: &str) -> bool {
+        self.server_id == id || !self.cluster.is_empty() && self.cluster == cluster
+    }
+}
+
+/// What a nats-server says first, before anybody has logged in.
+async fn greeting(url: &str) -> Option<Greeting> {
+    let address: async_nats::ServerAddr = url.parse().ok()?;
+    let greeting = async {
+        let stream = TcpStream::connect((address.host(), address.port())).await.ok()?;
+        let mut line = String::new();
+        BufReader::new(stream.take(MOST_GREETED)).read_line(&mut line).await.ok()?;
+        serde_json::from_str(line.strip_prefix("INFO ")?).ok()
+    };
+    time::timeout(GLANCE, greeting).await.ok().flatten()
 }
 
 /// How many more servers there are in their clusters than these.

@@ -212,6 +212,18 @@ pub enum ServerError {
 }
 
 impl ServerError {
+    /// Whether nothing came that could be called an answer.
+    pub(crate) fn is_silence(&self) -> bool {
+        matches!(
+            self,
+            ServerError::Connect { .. }
+                | ServerError::Silent { .. }
+                | ServerError::Missing { .. }
+                | ServerError::Monitor { .. }
+                | ServerError::Lost { .. }
+        )
+    }
+
     /// What may help.
     pub fn hint(&self) -> Option<String> {
         use io::ErrorKind::{NotFound, PermissionDenied};

@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 use super::{
     Link, SourceError,
     api::Api,
+    pulse,
     sse::{Decoder, Event},
 };
 
@@ -54,6 +55,7 @@ impl Live {
     ) -> Live {
         let hint = Arc::new(Notify::new());
         let mut task = JoinSet::new();
+        task.spawn(pulse::watch(api.clone(), hint.clone(), link.clone()));
         task.spawn(Following { api, token, collections, hint: hint.clone(), link }.run());
         Live { hint, _task: task }
     }
@@ -85,7 +87,8 @@ impl Following {
             let begun = Instant::now();
             let end = self.follow(&mut told).await;
             self.link.send_modify(|link| {
-                let broke = link.connected.take().is_some() && !matches!(end, Ok(End::Ours));
+                // One that we renew goes on, as far as anybody can see.
+                let broke = !matches!(end, Ok(End::Ours)) && link.connected.take().is_some();
                 link.reconnects += u64::from(broke);
             });
             match &end {
@@ -156,7 +159,9 @@ impl Following {
                 if event.name == "PB_CONNECT" {
                     self.subscribe(&api, &token, &event).await?;
                     subscribed = true;
-                    self.link.send_modify(|it| it.connected = Some(SystemTime::now()));
+                    self.link.send_modify(|it| {
+                        it.connected.get_or_insert_with(SystemTime::now);
+                    });
                     if std::mem::take(told) {
                         info!("the live connection is back");
                     }

@@ -16,12 +16,12 @@ use tokio::sync::watch;
 
 use super::{
     Change, CutOff, Failure, Findings, HeldBack, PassStatus, Record, Running, ServerStatus,
-    SourceStatus, State, Status, Step, Waiting, chain,
+    SourceStatus, State, Status, Step, Stranger, Waiting, chain,
 };
 use crate::{
     auth::{Changes, Desired, Effect, Finding, Refused, Snapshot},
     options::Options,
-    server::{self, Outcome, Receipt},
+    server::{self, Outcome, Receipt, ServerError, Sight},
     source::Link,
 };
 
@@ -67,6 +67,12 @@ pub(crate) struct Board {
     findings: Vec<Finding>,
     /// What the file has.
     held: Option<Arc<Desired>>,
+    /// What a user's credential takes a reload, on average.
+    per_client: Option<Duration>,
+    /// The servers as the last pass found them.
+    found: Vec<ServerStatus>,
+    /// When each server last answered.
+    heard: BTreeMap<String, Timestamp>,
 }
 
 type Label = [(&'static str, &'static str); 1];
@@ -97,6 +103,7 @@ impl Default for Watch {
             source: SourceStatus::default(),
             pass: PassStatus::default(),
             servers: Vec::new(),
+            strangers: Vec::new(),
             users: 0,
             roles: 0,
             users_per_role: BTreeMap::new(),
@@ -120,7 +127,13 @@ impl Watch {
         status.now = Timestamp::now();
         status.source.kind = link.kind;
         status.source.address = link.address;
-        status.source.connected_since = link.connected.and_then(|it| it.try_into().ok());
+        let silence = link.silence.as_ref();
+        // While nothing is heard, nobody knows whether that still stands.
+        let connected = link.connected.filter(|_| silence.is_none());
+        status.source.connected_since = connected.and_then(|it| it.try_into().ok());
+        status.source.silent_since = silence.and_then(|it| it.since.try_into().ok());
+        status.source.silence = silence.map(|it| chain(&it.error));
+        status.source.hint = silence.and_then(|it| it.error.hint());
         status.source.reconnects = link.reconnects;
         status.pass.stuck = stuck;
         status.state = status.judged();
@@ -164,6 +177,9 @@ impl Board {
             step: (Step::Snapshot, now),
             findings: Vec::new(),
             held: None,
+            per_client: None,
+            found: Vec::new(),
+            heard: BTreeMap::new(),
         }
     }
 
@@ -204,7 +220,8 @@ impl Board {
         let (now, patience) = (Instant::now(), self.patience);
         self.begun = (Timestamp::now(), now);
         self.step = (Step::Snapshot, now);
-        let running = Running { since: self.begun.0, step: Step::Snapshot };
+        let since = self.begun.0;
+        let running = Running { since, step: Step::Snapshot, enforcing_since: None };
         self.watch.change(|it| {
             it.due = now.checked_add(patience);
             it.status.pass.running = Some(running);
@@ -229,6 +246,12 @@ impl Board {
         self.watch.change(|it| {
             if let Some(running) = &mut it.status.pass.running {
                 running.step = next;
+                match next {
+                    Step::Snapshot | Step::Guard => running.enforcing_since = None,
+                    Step::Apply | Step::Servers | Step::Placement => {
+                        running.enforcing_since.get_or_insert_with(Timestamp::now);
+                    }
+                }
             }
         });
         took
@@ -308,17 +331,64 @@ impl Board {
             self.watch.tally.reloads.inc();
             self.watch.tally.reload_seconds.observe(took.as_secs_f64());
         }
-        let per_client = self.held.as_deref().and_then(per_client);
-        self.watch.change(|it| {
-            let former = mem::take(&mut it.status.servers);
-            let server = |outcome| {
-                let mut server = ServerStatus::new(outcome, per_client);
-                let former = former.iter().find(|it| it.server == server.server);
-                let before = former.and_then(|it| it.last_reload_took);
-                server.last_reload_took = server.last_reload_took.or(before);
-                server
-            };
-            it.status.servers = outcomes.iter().map(server).collect();
+        self.per_client = self.held.as_deref().and_then(per_client);
+        let (now, former) = (Timestamp::now(), mem::take(&mut self.found));
+        for outcome in outcomes {
+            let mut server = ServerStatus::new(outcome, self.per_client);
+            let former = former.iter().find(|it| it.server == server.server);
+            let before = former.and_then(|it| it.last_reload_took);
+            server.last_reload_took = server.last_reload_took.or(before);
+            match (&outcome.running, &outcome.state) {
+                (Some(_), _) => drop(self.heard.insert(server.server.clone(), now)),
+                (None, server::State::NotInStep { why }) if why.is_silence() => {
+                    server.silent_since = Some(self.last_heard(&server.server, now));
+                }
+                (None, _) => (),
+            }
+            self.found.push(server);
+        }
+        let found = self.found.clone();
+        self.watch.change(|it| it.status.servers = found);
+    }
+
+    /// When the server last answered; if it never did, since when it was asked.
+    fn last_heard(&mut self, server: &str, now: Timestamp) -> Timestamp {
+        *self.heard.entry(server.to_owned()).or_insert(now)
+    }
+
+    /// What a look at the servers between passes shows, and who answers that is none of them.
+    pub(crate) fn sees(&mut self, sights: &[Sight], strangers: &[&server::Running]) {
+        let now = Timestamp::now();
+        for it in sights.iter().filter(|it| it.clients.is_ok()) {
+            self.heard.insert(it.server.clone(), now);
+        }
+        // Where none can be asked, none is named.
+        let nobody = sights.iter().all(|it| it.clients.is_err()).then(|| sights.first()).flatten();
+        let mut servers = self.found.clone();
+        for server in &mut servers {
+            let sight = sights.iter().find(|it| it.server == server.server).or(nobody);
+            match sight.map(|it| (&it.clients, it.as_proven)) {
+                Some((Ok(clients), as_proven)) => {
+                    server.answers(*clients, self.per_client, as_proven);
+                }
+                Some((Err(why), _)) => {
+                    let since = self.last_heard(&server.server, now);
+                    server.is_silent(why, since);
+                }
+                None => (),
+            }
+        }
+        let stranger = |it: &&server::Running| Stranger {
+            server: it.name.clone(),
+            version: it.version.clone(),
+            cluster: it.cluster.clone(),
+        };
+        let strangers: Vec<Stranger> = strangers.iter().map(stranger).collect();
+        self.watch.published.send_if_modified(|it| {
+            let status = &mut it.status;
+            let modified = status.servers != servers || status.strangers != strangers;
+            (status.servers, status.strangers) = (servers, strangers);
+            modified
         });
     }
 
@@ -375,9 +445,6 @@ impl ServerStatus {
     fn new(outcome: &Outcome, per_client: Option<Duration>) -> ServerStatus {
         let running = outcome.running.as_ref();
         let clients = running.map(|it| it.connections);
-        let freeze = |(clients, each): (u64, Duration)| {
-            each.checked_mul(clients.try_into().unwrap_or(u32::MAX)).unwrap_or(Duration::MAX)
-        };
         let (state, detail, hint) = match &outcome.state {
             server::State::InStep { proof, note } => {
                 let note = note.map(|it| format!("; {it}")).unwrap_or_default();
@@ -392,12 +459,40 @@ impl ServerStatus {
             state,
             detail,
             hint,
+            silent_since: None,
             config_digest: running.and_then(|it| it.config_digest.clone()),
             config_loaded: running.and_then(|it| it.loaded.try_into().ok()),
             last_reload_took: outcome.took,
             clients,
-            reload_freeze: clients.zip(per_client).map(freeze),
+            reload_freeze: clients.zip(per_client).map(|(clients, each)| freeze(clients, each)),
         }
+    }
+}
+
+impl ServerStatus {
+    /// It answered, and this is how many clients it has now.
+    fn answers(&mut self, clients: u64, per_client: Option<Duration>, as_proven: bool) {
+        self.clients = Some(clients);
+        self.reload_freeze = per_client.map(|it| freeze(clients, it));
+        self.silent_since = None;
+        if self.state == State::InStep && !as_proven {
+            self.state = State::NotInStep;
+            self.detail = "it was started again or has loaded its config anew, and has not shown yet                            what it runs"
+                .into();
+        }
+    }
+
+    /// It did not answer.
+    fn is_silent(&mut self, why: &ServerError, since: Timestamp) {
+        let before = match self.state {
+            State::InStep => format!("; before that it was in step, {}", self.detail),
+            State::Starting | State::Unverified | State::NotInStep => String::new(),
+        };
+        self.state = State::NotInStep;
+        self.detail = format!("{}{before}", chain(why));
+        self.hint = why.hint();
+        self.silent_since = why.is_silence().then_some(since);
+        (self.clients, self.reload_freeze) = (None, None);
     }
 }
 
@@ -497,6 +592,11 @@ fn histogram() -> Histogram {
         600.0,
     ];
     Histogram::new(SECONDS)
+}
+
+/// For how long a reload lets nobody in that takes so much for each of its clients.
+fn freeze(clients: u64, each: Duration) -> Duration {
+    each.checked_mul(clients.try_into().unwrap_or(u32::MAX)).unwrap_or(Duration::MAX)
 }
 
 /// What a user's credential takes a reload, on average. Who is connected is not known one by one.

@@ -28,7 +28,7 @@ const MOST: Duration = Duration::from_mins(1);
 /// What changes at once is looked at once.
 const FRAME: Duration = Duration::from_millis(50);
 /// That the loop is stuck is told by nobody, and has to be looked at.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+const HEARTBEAT: Duration = Duration::from_secs(2);
 /// More of a text is not written.
 const LONGEST: usize = 2000;
 
@@ -151,8 +151,7 @@ fn records(status: &Status, former: &Records) -> Records {
     }
     let (mut reason, mut mend) = (status.sentence(), String::new());
     if status.state == State::NotInStep {
-        let failure = status.pass.failure.as_ref();
-        mend = failure.and_then(|it| it.hint.clone()).unwrap_or_default();
+        status.hint().unwrap_or_default().clone_into(&mut mend);
     } else if findings.count > 0 {
         reason = format!("{reason} · {}", many(findings.count, "finding"));
         if findings.count > findings.records.len() {

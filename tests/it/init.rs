@@ -615,7 +615,7 @@ fn an_apps_users_can_be_the_nats_users() {
         // A superuser decides.
         pb.update("users", id, &json!({ "active": true, "role_id": [role] }));
         let list = init.run(&["user", "list"]).success().stdout;
-        assert!(list.contains("eve@example.com  in NATS"), "{version:?}: {list}");
+        assert!(list.contains("eve@example.com  not yet in the auth file"), "{version:?}: {list}");
         assert!(init.init(&[]).code == Some(0));
     }
 }
@@ -639,7 +639,7 @@ fn collections_made_by_hand_are_adopted() {
         assert!(done.stdout.contains(undo), "{kind:?}: {}", done.stdout);
         assert_eq!([fields("nats_users"), fields("nats_roles")], before, "{kind:?}");
         let list = init.run(&["user", "list"]).success().stdout;
-        assert!(list.contains("ann   in NATS"), "{kind:?}: {list}");
+        assert!(list.contains("ann   not yet in the auth file"), "{kind:?}: {list}");
         let again = init.init(&[]).success().stdout;
         assert!(again.starts_with("nothing to do\n"), "{kind:?}: {again}");
         let twice = json!({ "username": "ann", "role_id": [role], "email": "x@example.com",

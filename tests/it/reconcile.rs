@@ -278,7 +278,7 @@ fn an_nkey_that_another_record_claims_stays_whose_it_is() {
     }
     let listed = pb_nats.command(&["user", "list"]).success().stdout;
     let state = |name: &str| listed.lines().find(|it| it.starts_with(name)).unwrap().to_owned();
-    assert!(state("device").contains(" in NATS "), "{listed}");
+    assert!(state("device").contains(" in force "), "{listed}");
     assert!(state("thief").contains(" left out "), "{listed}");
     pb_nats.command(&["explain", "device", "pub", "orders.1"]).success();
     pb_nats.command(&["explain", "thief", "pub", "anything"]).exits(1);

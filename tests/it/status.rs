@@ -23,7 +23,7 @@ use crate::{
 const PASSWORD: &str = "open sesame";
 
 /// A PocketBase with ann the clerk, a nats-server, and pb-nats between them, which tells how it is.
-fn town() -> (Pb, Nats, PbNats, String) {
+pub(crate) fn town() -> (Pb, Nats, PbNats, String) {
     let pb = Pb::start();
     let nats = Nats::with(Setup { extra: SYSTEM_ACCOUNT, ..Setup::default() });
     let role = pb.role("clerk", &["orders.>"], &["orders.>", "_INBOX.>"]);
@@ -35,18 +35,18 @@ fn town() -> (Pb, Nats, PbNats, String) {
 }
 
 /// Where it listens.
-fn address(running: &Running) -> SocketAddr {
+pub(crate) fn address(running: &Running) -> SocketAddr {
     let line = running.wait_for(|it| it.contains("status at http://"));
     line.rsplit('/').next().unwrap().parse().unwrap()
 }
 
 /// A page, by its status and text.
-fn page(address: SocketAddr, path: &str) -> (u16, String) {
+pub(crate) fn page(address: SocketAddr, path: &str) -> (u16, String) {
     let mut answer = http().get(format!("http://{address}{path}")).call().unwrap();
     (answer.status().as_u16(), answer.body_mut().read_to_string().unwrap())
 }
 
-fn status(address: SocketAddr) -> Value {
+pub(crate) fn status(address: SocketAddr) -> Value {
     let (code, text) = page(address, "/status");
     assert_eq!(code, 200, "{text}");
     serde_json::from_str(&text).unwrap()
@@ -54,7 +54,7 @@ fn status(address: SocketAddr) -> Value {
 
 /// The status, once it is like this.
 #[track_caller]
-fn until(address: SocketAddr, wanted: impl Fn(&Value) -> bool) -> Value {
+pub(crate) fn until(address: SocketAddr, wanted: impl Fn(&Value) -> bool) -> Value {
     let mut last = Value::Null;
     let found = poll(SOON, || {
         last = status(address);
@@ -63,7 +63,7 @@ fn until(address: SocketAddr, wanted: impl Fn(&Value) -> bool) -> Value {
     found.unwrap_or_else(|| panic!("never so: {last:#}"))
 }
 
-fn is(state: &str) -> impl Fn(&Value) -> bool + '_ {
+pub(crate) fn is(state: &str) -> impl Fn(&Value) -> bool + '_ {
     move |it| it["state"] == state
 }
 
@@ -607,7 +607,9 @@ fn the_status_command_says_the_same_and_ends_accordingly() {
     let told = until(listen, is("in_step"));
     let page = pb_nats.command(&["status"]).success().stdout;
     assert!(
-        page.starts_with("In force on 1 of 1 server · 1 user · 1 role · last change "),
+        page.starts_with(
+            "In force on 1 of 1 server · 1 user · 1 role · last change in force after "
+        ),
         "{page}"
     );
     assert!(page.contains("in step, shown by the digest of its config"), "{page}");
@@ -716,7 +718,7 @@ fn metrics_are_what_prometheus_reads() {
 }
 
 /// Samples by name and labels. What Prometheus would not take stops the test.
-fn metrics(address: SocketAddr) -> Vec<(String, f64)> {
+pub(crate) fn metrics(address: SocketAddr) -> Vec<(String, f64)> {
     let (code, text) = page(address, "/metrics");
     assert_eq!(code, 200);
     let text = text.strip_suffix("# EOF\n").expect("the end is marked");
@@ -763,7 +765,7 @@ fn metrics(address: SocketAddr) -> Vec<(String, f64)> {
 }
 
 #[track_caller]
-fn value(metrics: &[(String, f64)], name: &str) -> f64 {
+pub(crate) fn value(metrics: &[(String, f64)], name: &str) -> f64 {
     let found = metrics.iter().find(|(it, _)| it == name);
     found.unwrap_or_else(|| panic!("no {name}: {metrics:#?}")).1
 }

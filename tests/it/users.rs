@@ -1,10 +1,13 @@
 //! `pb-nats user` and `pb-nats role`.
 
+use std::fs;
+
 use serde_json::{Value, json};
 
 use crate::{
     init::{Init, ended, record},
-    support::{Optional, Output, Pb, SUPERUSER, Users, write},
+    status::town,
+    support::{Optional, Output, Pb, PbNats, SUPERUSER, Signal, Users, write},
 };
 
 /// None: the default one, which is the latest.
@@ -251,6 +254,58 @@ fn what_is_wrong_is_told_before_anything_is_made() {
     assert_eq!(listed(&init), [] as [Value; 0]);
 }
 
+/// By the records alone nobody knows it.
+#[test]
+fn a_user_is_listed_as_in_force_where_the_servers_show_it_and_nowhere_else() {
+    let (pb, nats, mut pb_nats, ann) = town();
+    pb.create("nats_users", &json!({ "username": "bob", "password": "?", "active": true }));
+    let list = |pb_nats: &PbNats| {
+        let Output { stdout, stderr, .. } = pb_nats.command(&["user", "list"]).success();
+        let ann = stdout.lines().find(|it| it.starts_with("ann ")).unwrap().to_owned();
+        (ann, stderr)
+    };
+    // There is a file without users, which nats-server runs, and no daemon.
+    let (row, told) = list(&pb_nats);
+    assert!(row.contains(" not yet in the auth file "), "{row}");
+    assert!(told.contains("warning: the auth file is not proven to be in force"), "{told}");
+    pb_nats.once().success();
+    let (row, told) = list(&pb_nats);
+    assert!(row.contains(" in force ") && told.is_empty(), "{row} {told}");
+    let json = pb_nats.command(&["user", "list", "--json"]).success().stdout;
+    let json: Vec<Value> = serde_json::from_str(&json).unwrap();
+    let standings: Vec<&Value> = json.iter().map(|it| &it["standing"]).collect();
+    assert_eq!(standings, ["in_force", "absent"]);
+
+    nats.signal(Signal::STOP);
+    let (row, told) = list(&pb_nats);
+    assert!(row.contains(" in the auth file ") && told.contains("not in step"), "{row} {told}");
+    nats.signal(Signal::CONT);
+    pb.update("nats_users", &ann, &json!({ "active": false }));
+    let (row, told) = list(&pb_nats);
+    assert!(row.contains(" inactive, still in the auth file ") && told.is_empty(), "{row} {told}");
+    pb.update("nats_users", &ann, &json!({ "active": true }));
+    let role = pb.ask("GET", "/api/collections/nats_roles/records", &Value::Null);
+    let role = role["items"][0]["id"].as_str().unwrap();
+    pb.update("nats_roles", role, &json!({ "publish_permissions": ["orders.new"] }));
+    let (row, _) = list(&pb_nats);
+    assert!(row.contains(" not yet in the auth file "), "with other rights: {row}");
+    pb_nats.once().success();
+
+    let monitor = nats.monitor_url();
+    pb_nats.unset("nats.monitor_url");
+    let (row, told) = list(&pb_nats);
+    assert!(row.contains(" in the auth file ") && told.contains("nothing to ask"), "{row} {told}");
+    pb_nats.set("nats.monitor_url", monitor);
+    assert!(list(&pb_nats).0.contains(" in force "));
+    let config = fs::read_to_string(nats.config_file()).unwrap();
+    let behind =
+        format!("{config}\nauthorization {{ users = [ {{user: \"x\", password: \"y\"}} ] }}\n");
+    write(nats.config_file(), behind);
+    let (row, told) = list(&pb_nats);
+    assert!(row.contains(" in the auth file "), "{row}");
+    assert!(told.contains("stands behind the include"), "{told}");
+}
+
 /// With the service account alone.
 #[test]
 fn the_lists_show_how_nats_has_them_and_why_not() {
@@ -298,7 +353,7 @@ fn the_lists_show_how_nats_has_them_and_why_not() {
         ]
     );
     let table = ended(&mut init.command(&["user", "list"]), "").success().stdout;
-    assert!(table.contains("pb-nats-locked  left out  own"), "{table}");
+    assert!(table.contains("pb-nats-locked  left out  "), "{table}");
     assert!(table.contains("\n  username: the name is used by nats-server's own"), "{table}");
     let roles = ended(&mut init.command(&["role", "list", "--json"]), "").success().stdout;
     let roles: Vec<Value> = serde_json::from_str(&roles).unwrap();
