@@ -203,8 +203,8 @@ pub async fn ask(options: &AdminOptions) -> Result<Status, AdminError> {
         tls::client(&url, &[]).no_proxy().timeout(PATIENCE).build().map_err(unreachable)?;
     let answer = client.get(url).send().await.map_err(unreachable)?;
     let status = answer.status();
-    let text = answer.text().await.map_err(unreachable)?;
-    serde_json::from_str(&text).map_err(|error| {
+    let text = tls::body(answer, 0, tls::MOST).await.map_err(unreachable)?.unwrap_or_default();
+    serde_json::from_slice(&text).map_err(|error| {
         let answer = if status.is_success() { error.to_string() } else { status.to_string() };
         AdminError::Stranger { listen: listen.clone(), answer }
     })

@@ -247,7 +247,7 @@ impl<S: Source> Reconciler<S> {
                     agenda.disturbed();
                     continue;
                 }
-                () = time::sleep_until(at) => (),
+                () = time::sleep_until(at) => self.board.resyncs(),
             }
             let before = self.findings.clone();
             let begun = time::Instant::now();

@@ -3,6 +3,7 @@
 mod api;
 mod http;
 mod inspect;
+mod names;
 mod pulse;
 mod realtime;
 mod record;
@@ -14,6 +15,7 @@ mod superuser;
 pub mod view;
 
 use std::{
+    collections::BTreeMap,
     error::Error,
     io,
     path::PathBuf,
@@ -29,6 +31,7 @@ use crate::{auth::Snapshot, options::PocketBaseOptions, tls};
 pub use http::Http;
 pub use inspect::{Account, Collection, Inspection};
 pub(crate) use inspect::{admits_any_account, no_input_for_passwords};
+pub(crate) use names::ROLES_ID;
 pub use record::{Field, Schema};
 #[cfg(feature = "sqlite")]
 pub use sqlite::Sqlite;
@@ -74,6 +77,11 @@ pub struct Link {
     pub reconnects: u64,
     /// Whether the source does not even answer now. Of one that is not asked, nobody knows.
     pub silence: Option<Silence>,
+    /// How many changes it has told of.
+    pub events: u64,
+    /// The collections of whose changes it does not tell, or not of all, and why: those are seen when
+    /// everything is read again.
+    pub unheard: BTreeMap<String, String>,
 }
 
 /// A source that does not answer.
@@ -83,6 +91,16 @@ pub struct Silence {
     pub since: SystemTime,
     /// What comes instead of an answer.
     pub error: Arc<SourceError>,
+}
+
+impl Link {
+    /// What one can do about a collection that is unheard.
+    pub fn hint(collection: &str) -> String {
+        format!(
+            "PocketBase tells of a change whom the list rule of `{collection}` lets see the record: let \
+             that rule admit pb-nats's account to all records, as `pb-nats init` does"
+        )
+    }
 }
 
 /// The kinds of [`Source`].
@@ -222,6 +240,16 @@ pub enum SourceError {
         status: u16,
         /// The beginning of the answer.
         answer: String,
+        /// Whether it has not the form of PocketBase's: something in front of it answered.
+        foreign: bool,
+    },
+    /// The answer has no end, or is larger than any that makes sense. It was not read to its end.
+    #[error("the answer to `{request}` is larger than {} MiB", most >> 20)]
+    TooLarge {
+        /// What was asked for.
+        request: String,
+        /// So many bytes would have been read.
+        most: usize,
     },
     /// The answer is one of success, but not one that PocketBase gives.
     #[error("the answer to `{request}` is not PocketBase's: {answer}")]
@@ -242,6 +270,27 @@ pub enum SourceError {
         /// What PocketBase says.
         answer: String,
     },
+    /// The password is right, or nobody looked at it: superusers are let in from other addresses only.
+    #[error("PocketBase lets superusers in from other addresses only, not from this machine's")]
+    AddressRefused,
+    /// The password was not looked at: nobody logs in to that collection by one.
+    #[error("nobody can log in to `{collection}` by password: that is switched off there")]
+    NoPasswordLogin {
+        /// The auth collection.
+        collection: String,
+    },
+    /// The password is right, but the collection's authentication rule does not let the account in.
+    #[error("the authentication rule of `{collection}` does not let the account in")]
+    RuledOut {
+        /// The auth collection.
+        collection: String,
+    },
+    /// There is no such collection, or nobody can log in to it, as it is of another type.
+    #[error("PocketBase has no auth collection `{collection}`")]
+    NoAuthCollection {
+        /// The collection.
+        collection: String,
+    },
     /// PocketBase has no superusers yet: it is older than 0.23.
     #[error("PocketBase at `{url}` is older than 0.23")]
     TooOld {
@@ -259,6 +308,16 @@ pub enum SourceError {
     Forbidden {
         /// The collection.
         collection: String,
+        /// The collection of the account, by its name of now, if PocketBase told.
+        account: Option<String>,
+    },
+    /// What was a collection of that name has another one now.
+    #[error("PocketBase has no collection `{collection}`: it is now called `{now}`")]
+    Renamed {
+        /// The collection in the settings.
+        collection: String,
+        /// What it is called now.
+        now: String,
     },
     /// The collection was never made, or is named otherwise.
     #[error("PocketBase has no collection `{collection}`")]
@@ -290,6 +349,8 @@ pub enum SourceError {
         field: String,
         /// The setting that says what it is called, if one does.
         setting: Option<&'static str>,
+        /// What it is called now, if that is known.
+        now: Option<String>,
     },
     /// A field holds what it must not.
     #[error("the field `{field}` of `{collection}` is not {wanted} (record `{record}`)")]
@@ -322,6 +383,8 @@ pub enum SourceError {
     ViewHidden {
         /// The view.
         view: String,
+        /// The collection of the account, by its name of now, if PocketBase told.
+        account: Option<String>,
     },
     /// The export view is not one that pb-nats understands.
     #[error("the view `{view}` is not an export view that pb-nats understands")]
@@ -370,6 +433,16 @@ pub enum SourceError {
 }
 
 impl SourceError {
+    /// The same, of a field that is known to be called so now.
+    fn now_called(self, name: &str) -> SourceError {
+        match self {
+            SourceError::NoField { collection, field, setting, now: _ } => {
+                SourceError::NoField { collection, field, setting, now: Some(name.to_owned()) }
+            }
+            other => other,
+        }
+    }
+
     /// What one can do about it.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
@@ -391,6 +464,19 @@ impl SourceError {
                  known to the system or in `ca_file`"
                     .into()
             }
+            SourceError::Unreachable { source, .. } if tls::speaks_otherwise(source) => {
+                "what listens there does not speak TLS as `https://` in `url` wants it: is it \
+                 `http://`, or another port?"
+                    .into()
+            }
+            SourceError::Unreachable { source, .. } if tls::is_unknown_host(source) => {
+                "this machine's name service does not know the host in `url`".into()
+            }
+            SourceError::Unreachable { source, .. } if !source.is_connect() => {
+                "the connection broke before the answer was complete: was PocketBase, or a proxy in \
+                 front of it, just stopped? does `url` begin with `https://` where it should?"
+                    .into()
+            }
             SourceError::Unreachable { .. } => {
                 "is PocketBase running, and is `url` its address?".into()
             }
@@ -398,14 +484,68 @@ impl SourceError {
             SourceError::Redirected { to, .. } => {
                 format!("if `{to}` is your PocketBase, set `url` to that address")
             }
+            SourceError::Status { status: 401 | 403 | 407, foreign: true, .. } => {
+                "something in front of PocketBase refuses this, and not PocketBase itself: let \
+                 pb-nats through there, or set `url` to PocketBase's own address"
+                    .into()
+            }
+            SourceError::Status { status: 429, foreign: true, .. } => {
+                "something in front of PocketBase limits how often one may ask: raise that for \
+                 pb-nats, or set `url` to PocketBase's own address"
+                    .into()
+            }
+            SourceError::Status { status: 500.., foreign: true, .. } => {
+                "something in front of PocketBase answers in its place: does PocketBase run, and does \
+                 that reach it?"
+                    .into()
+            }
+            SourceError::Status { foreign: true, .. } | SourceError::NotPocketBase { .. } => {
+                "is `url` PocketBase's address, with the base path if it has one?".into()
+            }
             SourceError::Status { status: 429, .. } => {
-                "PocketBase's rate limits are in its settings; superusers are exempt".into()
+                "PocketBase limits how often one may ask: \"Rate limiting\" in its settings; a \
+                 superuser's token is exempt"
+                    .into()
             }
             SourceError::Status { status: 400, .. } => {
-                "PocketBase refuses what it was sent, and says why; mend that there".into()
+                "PocketBase refuses what it was sent, and says why; fix that there".into()
             }
-            SourceError::Status { .. } | SourceError::NotPocketBase { .. } => {
-                "is `url` PocketBase's address, with the base path if it has one?".into()
+            SourceError::Status { status: 401 | 403, .. } => {
+                "PocketBase itself refuses this to the account: a hook, or a rule of yours; \"Logs\" \
+                 in its dashboard tell more"
+                    .into()
+            }
+            SourceError::Status { status: 500.., .. } => {
+                "PocketBase itself failed; \"Logs\" in its dashboard tell why".into()
+            }
+            SourceError::Status { .. } => {
+                "is `url` PocketBase's address, with the base path if it has one, and is that \
+                 PocketBase 0.23 or later?"
+                    .into()
+            }
+            SourceError::TooLarge { .. } => {
+                "is `url` PocketBase's address? if it is, and there is that much: `data_dir`, on \
+                 PocketBase's machine, reads any number of records"
+                    .into()
+            }
+            SourceError::AddressRefused => {
+                "add this machine's address to the superuser IPs in PocketBase's settings, or use a \
+                 service account, which `pb-nats init` makes; password and token need no change"
+                    .into()
+            }
+            SourceError::NoPasswordLogin { .. } => {
+                "use a token made with \"Impersonate\" on the account's page in PocketBase, or switch \
+                 on \"Identity/Password\" in the collection's options"
+                    .into()
+            }
+            SourceError::RuledOut { collection } => {
+                format!(
+                    "identity and password are right; \"Authentication rule\" in the options of \
+                     `{collection}` has to admit the account"
+                )
+            }
+            SourceError::NoAuthCollection { .. } => {
+                "`auth_collection` names the collection that the account is in, of the type auth".into()
             }
             SourceError::TokenRefused => {
                 "tokens end with their time, and when the account's email or password changes; \
@@ -428,8 +568,17 @@ impl SourceError {
                 "use one made with \"Impersonate\" on a superuser's page in PocketBase".into()
             }
             SourceError::SecondFactor => "use a token made with \"Impersonate\" instead".into(),
-            SourceError::Forbidden { collection } => {
-                format!("let the list rule of `{collection}` admit the account, or use a superuser")
+            SourceError::Forbidden { collection: view, account }
+            | SourceError::ViewHidden { view, account } => {
+                let of = account.as_ref().map(|it| format!(", which is of `{it}`"));
+                let of = of.unwrap_or_default();
+                format!("let the list rule of `{view}` admit the account{of}, or use a superuser")
+            }
+            SourceError::Renamed { collection, now } => {
+                format!(
+                    "set `user_collection` or `role_collection`, whichever is `{collection}`, to \
+                     \"{now}\"; or give it its former name again"
+                )
             }
             SourceError::NoCollection { .. } => {
                 "`pb-nats init` makes it; or set `user_collection`, `role_collection` or \
@@ -438,7 +587,14 @@ impl SourceError {
             }
             SourceError::Unwritable { .. } => status_collection::MENDED_BY.into(),
             SourceError::IsView { .. } => "set the collection that the view selects from".into(),
-            SourceError::NoField { setting, .. } => {
+            SourceError::NoField { field, setting, now: Some(now), .. } => {
+                let set = setting.map(|it| format!("set `{it}` to \"{now}\", or "));
+                format!(
+                    "it is now called `{now}`: {}call it `{field}` again",
+                    set.unwrap_or_default()
+                )
+            }
+            SourceError::NoField { setting, now: None, .. } => {
                 let named = setting.map(|it| format!(", or set `{it}` to the name it has"));
                 format!(
                     "add the field{}; a hidden field is shown to superusers and by the export \
@@ -454,9 +610,6 @@ impl SourceError {
             }
             SourceError::Torn { .. } => {
                 "it is tried again; `data_dir`, on PocketBase's machine, reads in one piece".into()
-            }
-            SourceError::ViewHidden { view } => {
-                format!("let the list rule of `{view}` admit the account, or use a superuser")
             }
             SourceError::ViewUnknown { view }
             | SourceError::ViewOfOther { view, .. }

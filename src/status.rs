@@ -81,6 +81,10 @@ pub struct SourceStatus {
     pub connected_since: Option<Timestamp>,
     /// How often that broke and had to be made again.
     pub reconnects: u64,
+    /// The collections whose changes it does not tell, or not all, and why: they are seen when everything
+    /// is read again.
+    #[serde(default)]
+    pub unheard: BTreeMap<String, String>,
     /// When it last said that something may have changed.
     pub last_hint: Option<Timestamp>,
     /// When everything was last read.
@@ -275,7 +279,15 @@ pub struct Change {
     pub at: Timestamp,
     /// What was changed.
     pub what: String,
-    /// How long it took from there until every server was proven to run it.
+    /// Whether it was only seen when everything was read again: nobody told of it, and when it was made is
+    /// not known.
+    #[serde(default)]
+    pub by_resync: bool,
+    /// Whether every server was proven to run it.
+    #[serde(default)]
+    pub in_force: bool,
+    /// How long it took from when it was noticed until then. `None` also where that says nothing, since
+    /// it may have been made long before.
     #[serde(rename = "enforced_seconds", with = "seconds")]
     pub enforced_after: Option<Duration>,
     /// Whether at least one server could not be asked.

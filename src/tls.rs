@@ -1,8 +1,9 @@
-//! TLS towards PocketBase and the servers: whom we trust, and how we notice that we do not.
+//! HTTP and TLS towards PocketBase and the servers: whom we trust, how we notice that we do not, and how
+//! much we let them tell.
 
 use std::{error::Error, io, iter};
 
-use reqwest::{Certificate, Client, ClientBuilder, Url, redirect};
+use reqwest::{Certificate, Client, ClientBuilder, Response, Url, redirect};
 use rustls::crypto::ring;
 
 /// A client for this address, which trusts the system's authorities and these.
@@ -31,6 +32,39 @@ pub(crate) fn provide() {
 pub(crate) fn distrusts(error: &(dyn Error + 'static)) -> bool {
     iter::successors(Some(error), |it| cause(*it))
         .any(|it| matches!(it.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))))
+}
+
+/// Whether it comes from somebody who does not speak TLS.
+pub(crate) fn speaks_otherwise(error: &(dyn Error + 'static)) -> bool {
+    iter::successors(Some(error), |it| cause(*it))
+        .any(|it| matches!(it.downcast_ref(), Some(rustls::Error::InvalidMessage(_))))
+}
+
+/// Whether it comes from a name that no address is known for.
+pub(crate) fn is_unknown_host(error: &(dyn Error + 'static)) -> bool {
+    iter::successors(Some(error), |it| cause(*it)).any(|it| it.to_string() == "dns error")
+}
+
+/// No server has more to tell of itself than this.
+pub(crate) const MOST: usize = 1 << 24;
+
+/// The body of an answer, as far as it is no larger than `most`. `None`: it is.
+///
+/// It is put together as its pieces come, so that a large one is there once. What grows takes up to
+/// three times its room, so there can be room for an `expected` size from the start.
+pub(crate) async fn body(
+    mut response: Response,
+    expected: usize,
+    most: usize,
+) -> Result<Option<Vec<u8>>, reqwest::Error> {
+    let mut body = Vec::with_capacity(expected);
+    while let Some(piece) = response.chunk().await? {
+        if body.len() + piece.len() > most {
+            return Ok(None);
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(Some(body))
 }
 
 /// An I/O error leaves out of its sources the error that it was made of.

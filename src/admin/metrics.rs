@@ -158,6 +158,12 @@ fn registry(tally: &Tally, status: &Status) -> Registry {
     if source.kind == Kind::PocketBase {
         all.register("source_connected", help, level(connected));
     }
+    let help = "Collections whose changes do not come over that connection, but are noticed by the resync \
+                only";
+    if source.kind == Kind::PocketBase {
+        let unheard = u32::try_from(source.unheard.len()).unwrap_or(u32::MAX);
+        all.register("source_unheard_collections", help, level(unheard.into()));
+    }
     let help = "How often that connection broke and had to be made again";
     let reconnects: Counter = Counter::default();
     reconnects.inc_by(source.reconnects);

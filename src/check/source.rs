@@ -11,7 +11,7 @@ use crate::{
     options::{Options, PocketBaseOptions},
     reconcile::{Plan, ReconcileError},
     source::{
-        Account, Collection, Inspection, PocketBase, STATUS_COLLECTION, SourceError,
+        Account, Collection, Inspection, Link, PocketBase, STATUS_COLLECTION, SourceError,
         StatusCollection, admits_any_account, no_input_for_passwords,
     },
     status::chain,
@@ -58,6 +58,13 @@ pub(super) async fn look(
     }
     if let Some(account) = &inspection.account {
         token(settings, account, lines);
+    }
+    for (collection, why) in &inspection.unheard {
+        let text = format!(
+            "live changes of `{collection}` do not reach pb-nats, it notices them every {:?} only: {why}",
+            settings.resync_interval
+        );
+        lines.push(Line::doubtful("source.unheard", text, &*Link::hint(collection)));
     }
     rules(settings, &inspection, lines);
     if settings.write_status {
@@ -366,13 +373,19 @@ pub(super) fn code(error: &SourceError) -> &'static str {
         SourceError::NotPocketBase { .. } => "source.not_pocketbase",
         SourceError::TooOld { .. } => "source.too_old",
         SourceError::Torn { .. } => "source.torn",
+        SourceError::TooLarge { .. } => "source.too_large",
         SourceError::TokenRefused => "token.refused",
+        SourceError::AddressRefused => "token.address_refused",
+        SourceError::NoPasswordLogin { .. } => "token.no_password_login",
+        SourceError::RuledOut { .. } => "token.ruled_out",
+        SourceError::NoAuthCollection { .. } => "token.no_auth_collection",
         SourceError::LoginRefused { .. } => "token.login_refused",
         SourceError::NotSuperuser => "token.not_superuser",
         SourceError::SecondFactor => "token.second_factor",
         SourceError::Forbidden { .. } => "token.forbidden",
         SourceError::ViewHidden { .. } => "token.view_hidden",
         SourceError::NoCollection { .. } => "schema.no_collection",
+        SourceError::Renamed { .. } => "schema.renamed",
         SourceError::Unwritable { .. } => "status.unwritable",
         SourceError::IsView { .. } => "schema.is_view",
         SourceError::NoField { .. } => "schema.no_field",

@@ -10,7 +10,7 @@ use std::{
 use jiff::{Timestamp, tz::TimeZone};
 use pb_nats::{
     admin,
-    source::Kind,
+    source::{Kind, Link},
     status::{
         Change, CutOff, PassStatus, ServerStatus, State, Status as Told, Stranger, Waiting, many,
         short,
@@ -129,6 +129,14 @@ fn page(status: &Told) -> String {
         let _ = write!(text, ", read {} in {}", ago(read), short(took));
     }
     text.push('\n');
+    for (collection, why) in &source.unheard {
+        let hint = Link::hint(collection);
+        let _ = writeln!(
+            text,
+            "live changes of `{collection}` are missing, they are noticed by the resync only: {why}\n  \
+             hint: {hint}"
+        );
+    }
     let PassStatus { last_success, waiting, running, next, .. } = pass;
     if let Some(last_success) = last_success {
         let _ = write!(text, "last pass that came to its end: {}", ago(last_success));
@@ -222,10 +230,11 @@ fn ago(now: Timestamp, at: &Timestamp) -> String {
 
 /// When what was changed, and what came of it.
 fn change(it: &Change) -> String {
-    let Change { at, what, enforced_after, unverified, cut_off } = it;
+    let Change { at, what, by_resync, in_force, enforced_after, unverified, cut_off } = it;
     let at = at.to_zoned_datetime(TimeZone::system()).strftime("%F %T");
     let proven = match enforced_after {
         Some(after) => format!("in force after {}", short(*after)),
+        None if *by_resync && *in_force => "in force, noticed by the resync only".into(),
         None if *unverified => "not proven".into(),
         None => "not in force yet".into(),
     };

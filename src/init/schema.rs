@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use crate::{
     options::PocketBaseOptions,
     source::{
-        STATUS_COLLECTION, Schema, SourceError, admits_any_account, no_input_for_passwords,
-        view::export_view_query,
+        ROLES_ID, STATUS_COLLECTION, Schema, SourceError, admits_any_account,
+        no_input_for_passwords, view::export_view_query,
     },
     users::SHORTEST,
 };
@@ -17,8 +17,6 @@ pub const SERVICE_COLLECTION: &str = "nats_sync";
 pub const SERVICE_EMAIL: &str = "pb-nats@nats-sync.invalid";
 /// Whom the rules admit that are made here.
 const RULE: &str = "@request.auth.collectionName = 'nats_sync'";
-/// Given beforehand, so that a relation can be made in the same breath.
-const ROLES_ID: &str = "pb_nats_roles";
 /// More roles than anybody has, so that a user may have several.
 const MOST_ROLES: u32 = 100;
 

@@ -663,7 +663,8 @@ impl Monitor {
         let sent = SystemTime::now();
         let request = self.client.get(self.url.clone()).timeout(patience);
         let response = request.send().await.and_then(reqwest::Response::error_for_status);
-        let text = response.map_err(failed)?.bytes().await.map_err(failed)?;
+        let text = tls::body(response.map_err(failed)?, 0, tls::MOST).await.map_err(failed)?;
+        let text = text.ok_or_else(|| ServerError::TooMuch { server: self.address.clone() })?;
         let varz: Varz = serde_json::from_slice(&text)
             .map_err(|source| ServerError::Garbled { server: self.address.clone(), source })?;
         Ok(varz.running(sent))
@@ -688,9 +689,11 @@ impl Monitor {
             let request = self.client.get(url.clone());
             let request = request.timeout(deadline.duration_since(Instant::now())).send();
             let response = request.await.and_then(reqwest::Response::error_for_status);
-            let text = response.map_err(failed)?.bytes().await.map_err(failed)?;
-            let page = serde_json::from_slice(&text)
-                .map_err(|source| ServerError::Garbled { server: self.address.clone(), source })?;
+            let page = tls::body(response.map_err(failed)?, 0, tls::MOST).await.map_err(failed)?;
+            // What is longer than any answer is none that can be read.
+            let page = serde_json::from_slice(&page.unwrap_or_default()).map_err(|source| {
+                ServerError::Unreadable { server: self.address.clone(), source }
+            })?;
             if pages.add(page) {
                 return Ok(pages.found);
             }

@@ -209,6 +209,12 @@ pub enum ServerError {
         /// Why not.
         source: serde_json::Error,
     },
+    /// The answer has no end, or is larger than any of a nats-server. It was not read to its end.
+    #[error("what answers at {server} answers with more than {} MiB", tls::MOST >> 20)]
+    TooMuch {
+        /// Whom.
+        server: String,
+    },
 }
 
 impl ServerError {
@@ -302,7 +308,9 @@ impl ServerError {
                 names in nats-server's config"
                     .into()
             }
-            ServerError::Monitor { .. } | ServerError::Garbled { .. } => {
+            ServerError::Monitor { .. }
+            | ServerError::Garbled { .. }
+            | ServerError::TooMuch { .. } => {
                 "is nats-server running? `nats.monitor_url` is the `http` address in its config, \
                 such as http://127.0.0.1:8222"
                     .into()

@@ -19,6 +19,23 @@ use crate::{
 /// The collection that superusers are in, since PocketBase 0.23.
 pub(super) const SUPERUSERS: &str = "_superusers";
 
+/// Its id, the same in every PocketBase.
+const SUPERUSERS_ID: &str = "pbc_3142635823";
+
+/// So much is read of an answer that is one of failure, or not PocketBase's,
+const FAILURE: usize = 1 << 16;
+
+/// and of one to a question that is not for all records. A thousand collections take less.
+const SOME: usize = 1 << 24;
+
+/// How large an answer may be, and what is likely. One that grows while it comes takes up to three times
+/// its room.
+#[derive(Clone, Copy)]
+pub(super) struct Room {
+    pub(super) expected: usize,
+    pub(super) most: usize,
+}
+
 /// The address, and how to talk to it.
 #[derive(Clone, Debug)]
 pub(super) struct Api {
@@ -88,14 +105,13 @@ impl Api {
         request: RequestBuilder,
         token: Option<&HeaderValue>,
     ) -> Result<Answer, SourceError> {
-        self.ask_for(0, request, token).await
+        self.ask_for(Room { expected: 0, most: SOME }, request, token).await
     }
 
-    /// The same, with room for an answer of so many bytes from the start. One that grows while it
-    /// comes takes up to three times its room.
+    /// The same, for an answer that takes more room.
     pub(super) async fn ask_for(
         &self,
-        expected: usize,
+        room: Room,
         request: RequestBuilder,
         token: Option<&HeaderValue>,
     ) -> Result<Answer, SourceError> {
@@ -113,11 +129,19 @@ impl Api {
             return Err(SourceError::Redirected { request: name, to });
         }
         // As its pieces come, so that a large one is there once.
-        let mut body = Vec::with_capacity(expected);
+        let mut answer = Answer { request: name, status, body: Vec::with_capacity(room.expected) };
         while let Some(piece) = response.chunk().await.map_err(|it| self.failed(it))? {
-            body.extend_from_slice(&piece);
+            answer.body.extend_from_slice(&piece);
+            let long = answer.body.len();
+            // Of what is not PocketBase's good news the beginning says enough.
+            if long > FAILURE && !(status.is_success() && answer.is_json()) {
+                answer.body.truncate(FAILURE);
+                break;
+            }
+            if long > room.most {
+                return Err(SourceError::TooLarge { request: answer.request, most: room.most });
+            }
         }
-        let mut answer = Answer { request: name, status, body };
         if let Some(token) = token.and_then(|it| it.to_str().ok()) {
             answer.hide(token);
         }
@@ -144,12 +168,12 @@ impl Api {
                 Err(SourceError::TooOld { url: self.origin() })
             }
             (StatusCode::NOT_FOUND, Some(_)) => {
-                Err(SourceError::NoCollection { collection: collection.to_owned() })
+                Err(SourceError::NoAuthCollection { collection: collection.to_owned() })
             }
-            (
-                StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN,
-                Some(message),
-            ) => {
+            (StatusCode::FORBIDDEN, Some(message)) => {
+                Err(refused(collection, collection == SUPERUSERS, &message, &answer))
+            }
+            (StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED, Some(message)) => {
                 let (collection, answer) = (collection.to_owned(), excerpt(&message));
                 Err(SourceError::LoginRefused { collection, answer })
             }
@@ -157,27 +181,48 @@ impl Api {
         }
     }
 
-    /// Asks whether the token is good. A new one comes back, if it is of the kind that is renewed.
-    pub(super) async fn refresh(
-        &self,
-        token: &HeaderValue,
-    ) -> Result<Option<HeaderValue>, SourceError> {
+    /// Asks whether the token is good.
+    pub(super) async fn refresh(&self, token: &HeaderValue) -> Result<Confirmed, SourceError> {
         let claims = Claims::of(token).ok_or(SourceError::TokenRefused)?;
         let url = self.url(&["collections", &claims.collection, "auth-refresh"]);
         let answer = self.ask(self.client.post(url), Some(token)).await?;
         match (answer.status, answer.message()) {
-            (StatusCode::OK, _) => answer.token().map(Some),
+            (StatusCode::OK, _) => {
+                let account = answer.json::<OfAccount>().ok().map(|it| it.record.collection);
+                Ok(Confirmed { token: Some(answer.token()?), account })
+            }
             // PocketBase up to 0.28 at least says so of an impersonation token, if it is good.
             (StatusCode::FORBIDDEN, Some(message))
                 if !claims.refreshable && message.contains("not refreshable") =>
             {
-                Ok(None)
+                Ok(Confirmed { token: None, account: None })
+            }
+            (StatusCode::FORBIDDEN, Some(message)) => {
+                let collection = &claims.collection;
+                Err(refused(collection, collection == SUPERUSERS_ID, &message, &answer))
             }
             (StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND, Some(_)) => {
                 Err(SourceError::TokenRefused)
             }
             _ => Err(answer.failure()),
         }
+    }
+
+    /// How many records of a collection are shown to the bearer of the token, or to a guest.
+    pub(super) async fn shown(
+        &self,
+        collection: &str,
+        token: Option<&HeaderValue>,
+    ) -> Result<usize, SourceError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Page {
+            total_items: usize,
+        }
+        let mut url = self.url(&["collections", collection, "records"]);
+        url.query_pairs_mut().append_pair("perPage", "1").append_pair("fields", "id");
+        let answer = self.ask(self.client.get(url), token).await?.of(collection)?;
+        answer.json::<Page>().map(|it| it.total_items)
     }
 
     pub(super) fn failed(&self, error: reqwest::Error) -> SourceError {
@@ -187,6 +232,41 @@ impl Api {
         }
         SourceError::Unreachable { url, source: error.without_url() }
     }
+}
+
+/// What it means that PocketBase does not let somebody in, though nothing is wrong with what they showed.
+fn refused(collection: &str, superuser: bool, message: &str, answer: &Answer) -> SourceError {
+    let collection = collection.to_owned();
+    if message.contains("not configured to allow password") {
+        SourceError::NoPasswordLogin { collection }
+    } else if message.contains("requirements to authenticate") {
+        SourceError::RuledOut { collection }
+    } else if superuser && message.starts_with("You are not allowed to perform this request") {
+        // That is what it says where it gives no reason, and superusers are refused for no other.
+        SourceError::AddressRefused
+    } else {
+        answer.failure()
+    }
+}
+
+/// What PocketBase says of a good token.
+pub(super) struct Confirmed {
+    /// A new one, if it is of the kind that is renewed.
+    pub(super) token: Option<HeaderValue>,
+    /// The name that the account's collection has now, where it is told.
+    pub(super) account: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct OfAccount {
+    record: InCollection,
+}
+
+/// A record, as far as it says where it is from.
+#[derive(Deserialize)]
+pub(super) struct InCollection {
+    #[serde(rename = "collectionName")]
+    pub(super) collection: String,
 }
 
 /// The authorities in this file, which has one at least.
@@ -272,7 +352,7 @@ impl Answer {
         match self.status {
             StatusCode::OK => Ok(self),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if self.message().is_some() => {
-                Err(SourceError::Forbidden { collection })
+                Err(SourceError::Forbidden { collection, account: None })
             }
             StatusCode::NOT_FOUND if self.message().is_some() => {
                 Err(SourceError::NoCollection { collection })
@@ -322,6 +402,7 @@ impl Answer {
             request: self.request.clone(),
             status: self.status.as_u16(),
             answer: excerpt(&answer),
+            foreign: self.message().is_none(),
         }
     }
 

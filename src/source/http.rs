@@ -6,20 +6,23 @@
 
 use std::{
     hash::{BuildHasher as _, RandomState},
-    io,
+    io, mem,
     path::PathBuf,
-    time::{Duration, Instant},
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant, SystemTime},
 };
 
 use reqwest::{RequestBuilder, StatusCode, header::HeaderValue};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
+use tracing::warn;
 
 use super::{
     Kind, Link, Source, SourceError,
-    api::{Answer, Api, header},
-    realtime::Live,
+    api::{Answer, Api, Claims, Room, header},
+    names::Ids,
+    realtime::{Known, Live},
     record::{Before, Names, Raw, Records, Schema, is_of_auth_collection},
     view::{Export, Row},
 };
@@ -31,8 +34,8 @@ use crate::{
 /// PocketBase gives no more records than this at once.
 const PAGE: usize = 1000;
 
-/// Room for a page of them.
-const PAGE_ROOM: usize = 1 << 19;
+/// Room for a page of them. More than 64 KiB a record is not read.
+const PAGE_ROOM: Room = Room { expected: 1 << 19, most: 1 << 26 };
 
 /// A listing is believed when two readings in a row are equal; so many are tried.
 const READINGS: usize = 6;
@@ -40,9 +43,13 @@ const READINGS: usize = 6;
 /// Room for the first answer. As long as it is not filled, it takes addresses and no memory.
 const ROOM: usize = 1 << 24;
 
-/// A token that was got by password is exchanged for a new one when it is this old. By default
-/// tokens live for a day.
-const RENEWAL: Duration = Duration::from_mins(5);
+/// No view is larger: a million users take a quarter of it.
+const MOST: usize = 1 << 30;
+
+/// A token that was got by password is exchanged for a new one when it has lived this part of its life,
+/// which by default is a day; but not before it is so old.
+const RENEWAL: u32 = 4;
+const NEW: Duration = Duration::from_mins(5);
 
 /// A PocketBase at an address.
 #[derive(Debug)]
@@ -53,11 +60,21 @@ pub struct Http {
     credentials: Credentials,
     /// The token in use. Receivers are told when another one replaces it, not when it is renewed.
     pub(super) token: watch::Sender<Option<HeaderValue>>,
-    /// When it was got or renewed.
-    renewed: watch::Sender<Instant>,
+    /// When the token that was got by password is to be exchanged.
+    renew: watch::Sender<Instant>,
     resync: Duration,
-    /// When the view was last compared with the collections.
+    /// When the view was last compared with the collections, if it does not do that itself.
     compared: Option<Instant>,
+    /// Whether there was a hint since.
+    hinted: bool,
+    /// Whether there is a view, as far as is known.
+    viewed: bool,
+    pub(super) ids: Ids,
+    /// The print of the last listing that is believed.
+    listed: Option<u64>,
+    print: RandomState,
+    /// What the live connection has to know of what was read.
+    pub(super) known: Arc<Known>,
     /// Room for an answer like the last.
     room: usize,
     before: Before,
@@ -89,9 +106,15 @@ impl Http {
             view: options.export_view.clone(),
             credentials: Credentials::new(options)?,
             token: watch::Sender::new(None),
-            renewed: watch::Sender::new(Instant::now()),
+            renew: watch::Sender::new(Instant::now()),
             resync: options.resync_interval,
             compared: None,
+            hinted: false,
+            viewed: false,
+            ids: Ids::default(),
+            listed: None,
+            print: RandomState::new(),
+            known: Arc::default(),
             room: ROOM,
             before: Before::default(),
             live: None,
@@ -107,9 +130,15 @@ impl Http {
             view: self.view.clone(),
             credentials: self.credentials.clone(),
             token: self.token.clone(),
-            renewed: self.renewed.clone(),
+            renew: self.renew.clone(),
             resync: self.resync,
             compared: None,
+            hinted: false,
+            viewed: false,
+            ids: self.ids.clone(),
+            listed: None,
+            print: RandomState::new(),
+            known: Arc::default(),
             room: ROOM,
             before: Before::default(),
             live: None,
@@ -120,14 +149,45 @@ impl Http {
     async fn read(&mut self) -> Result<Snapshot, SourceError> {
         let result = match self.view().await {
             // A guest would not have seen the row.
-            Ok(Some(snapshot)) => return Ok(snapshot),
-            Ok(None) => self.listing().await,
+            Ok(Some(snapshot)) => {
+                self.viewed = true;
+                self.known.read(Some([snapshot.users.len(), snapshot.roles.len()]));
+                return Ok(snapshot);
+            }
+            Ok(None) => {
+                if mem::take(&mut self.viewed) {
+                    let view = &self.view;
+                    warn!(%view, "the view is gone, deleted or renamed; both collections are listed");
+                }
+                self.listing().await
+            }
             Err(error) => Err(error),
         };
         if let Err(SourceError::Unreachable { .. } | SourceError::Slow { .. }) = result {
             return result;
         }
-        self.confirm().await?;
+        let print = result.as_ref().ok().map(|it| self.print.hash_one(it));
+        // Records that are shown as they were before, to whomever, change nothing.
+        let same = print.is_some() && print == self.listed;
+        if !same || result.as_ref().is_ok_and(|it| it.users.is_empty()) {
+            let account = self.confirm().await?;
+            return match result {
+                Ok(snapshot) => {
+                    self.listed = print;
+                    self.known.read(None);
+                    Ok(snapshot)
+                }
+                Err(SourceError::Forbidden { collection, .. }) => {
+                    Err(SourceError::Forbidden { collection, account })
+                }
+                Err(SourceError::ViewHidden { view, .. }) => {
+                    Err(SourceError::ViewHidden { view, account })
+                }
+                Err(SourceError::NoCollection { collection }) => Err(self.gone(collection).await),
+                Err(error) => Err(error),
+            };
+        }
+        self.known.read(None);
         result
     }
 
@@ -143,7 +203,8 @@ impl Http {
         if view.is_empty() {
             return Ok(None);
         }
-        let answer = self.ask_for(self.room, self.records(view, &[("perPage", "1")])).await?;
+        let room = Room { expected: self.room, most: MOST };
+        let answer = self.ask_for(room, self.records(view, &[("perPage", "1")])).await?;
         if answer.status == StatusCode::NOT_FOUND {
             return Ok(None);
         }
@@ -156,16 +217,18 @@ impl Http {
             }
             Err(error) => return Err(error),
         };
-        let Some(row) = items.pop() else {
-            return Err(SourceError::ViewHidden { view: view.clone() });
+        let Some(mut row) = items.pop() else {
+            return Err(SourceError::ViewHidden { view: view.clone(), account: None });
         };
-        if self.compared.is_none_or(|it| it.elapsed() >= self.resync) {
+        let due = self.hinted || self.compared.is_none_or(|it| it.elapsed() >= self.resync);
+        if !row.compare_itself(view, &self.names)? && due {
             let users = self.visible_schema(&self.names.users).await?;
             let roles = self.visible_schema(&self.names.roles).await?;
             let users = users.as_ref().map(|it| self.names.known_user_fields(it));
             let roles = roles.as_ref().map(|it| Names::known_role_fields(it));
             row.compare(view, &users.unwrap_or_default(), &roles.unwrap_or_default())?;
             self.compared = Some(Instant::now());
+            self.hinted = false;
         }
         let export = Export::new(row, answer.body());
         let answer = answer.into_body();
@@ -182,6 +245,9 @@ impl Http {
             return Ok(Some(schema));
         }
         let answer = self.ask(self.records(collection, &[("perPage", "1")])).await?;
+        if answer.status == StatusCode::NOT_FOUND && answer.message().is_some() {
+            return Err(SourceError::NoCollection { collection: collection.to_owned() });
+        }
         if answer.status != StatusCode::OK {
             return Ok(None);
         }
@@ -189,7 +255,7 @@ impl Http {
     }
 
     /// What only superusers are told about a collection.
-    async fn schema(&self, collection: &str) -> Result<Option<Schema>, SourceError> {
+    pub(super) async fn schema(&self, collection: &str) -> Result<Option<Schema>, SourceError> {
         let url = self.api.url(&["collections", collection]);
         let answer = self.ask(self.api.client.get(url)).await?;
         match answer.status {
@@ -201,7 +267,6 @@ impl Http {
     /// Lists both collections until nothing has changed in between.
     async fn listing(&mut self) -> Result<Snapshot, SourceError> {
         // Of many records it is large, so only its print is kept. Nobody else can make one like it.
-        let print = RandomState::new();
         let mut before = None;
         for _ in 0..READINGS {
             let roles = self.roles().await?;
@@ -210,11 +275,13 @@ impl Http {
             self.before.keep(&now.users);
             // One page is read as of one moment. With the same roles before and after it, that
             // moment is the snapshot's; several pages have to be the same twice.
-            let printed = Some(print.hash_one(&now));
-            let whole = match pages {
-                0 | 1 => self.roles().await? == now.roles,
-                _ => before == printed,
-            };
+            let printed = Some(self.print.hash_one(&now));
+            // One that was whole before is so still.
+            let whole = printed == self.listed
+                || match pages {
+                    0 | 1 => self.roles().await? == now.roles,
+                    _ => before == printed,
+                };
             if whole {
                 self.look_closer(&now).await?;
                 return Ok(now);
@@ -230,6 +297,7 @@ impl Http {
         let mut records = Records::new(names, &self.before);
         let fields = names.of_user();
         let pages = self.list(&names.users, |mut record| {
+            see(&self.ids.users, &record);
             if !is_of_auth_collection(&record) {
                 record.remove("email");
             }
@@ -248,6 +316,7 @@ impl Http {
         let mut records = Records::new(&self.names, &none);
         let fields = Names::of_role();
         let pages = self.list(&self.names.roles, |mut record| {
+            see(&self.ids.roles, &record);
             records.role(|at| record.remove(fields[at]).map(Raw::Value))
         });
         pages.await.map(|_| records.made().roles)
@@ -325,23 +394,20 @@ impl Http {
         }
     }
 
-    fn records(&self, collection: &str, query: &[(&str, &str)]) -> RequestBuilder {
+    pub(super) fn records(&self, collection: &str, query: &[(&str, &str)]) -> RequestBuilder {
         let mut url = self.api.url(&["collections", collection, "records"]);
         url.query_pairs_mut().append_pair("skipTotal", "1").extend_pairs(query);
         self.api.client.get(url)
     }
 
     pub(super) async fn ask(&self, request: RequestBuilder) -> Result<Answer, SourceError> {
-        self.ask_for(0, request).await
+        let token = self.token.borrow().clone();
+        self.api.ask(request, token.as_ref()).await
     }
 
-    async fn ask_for(
-        &self,
-        expected: usize,
-        request: RequestBuilder,
-    ) -> Result<Answer, SourceError> {
+    async fn ask_for(&self, room: Room, request: RequestBuilder) -> Result<Answer, SourceError> {
         let token = self.token.borrow().clone();
-        self.api.ask_for(expected, request, token.as_ref()).await
+        self.api.ask_for(room, request, token.as_ref()).await
     }
 
     /// Makes sure that there is a token, the newest that we can know of.
@@ -350,10 +416,10 @@ impl Http {
             Credentials::Token(token) => self.take(header(token.reveal())?),
             Credentials::TokenFile(path) => self.take(header(secret(path).await?.reveal())?),
             Credentials::Password { .. } if self.token.borrow().is_none() => self.log_in().await?,
-            Credentials::Password { .. } if self.renewed.borrow().elapsed() < RENEWAL => (),
+            Credentials::Password { .. } if Instant::now() < *self.renew.borrow() => (),
             Credentials::Password { .. } => match self.confirm().await {
                 Err(SourceError::TokenRefused) => self.log_in().await?,
-                result => result?,
+                result => drop(result?),
             },
         }
         Ok(())
@@ -368,18 +434,20 @@ impl Http {
         });
     }
 
-    /// Has PocketBase confirm the token, and renews one that was got by password.
-    pub(super) async fn confirm(&mut self) -> Result<(), SourceError> {
+    /// Has PocketBase confirm the token, and renews one that was got by password. Returns what the
+    /// account's collection is called, if that is told.
+    pub(super) async fn confirm(&mut self) -> Result<Option<String>, SourceError> {
         let token = self.token.borrow().clone().ok_or(SourceError::TokenRefused)?;
-        let renewed = self.api.refresh(&token).await?;
-        if let (Credentials::Password { .. }, Some(renewed)) = (&self.credentials, renewed) {
-            self.renewed.send_replace(Instant::now());
+        let confirmed = self.api.refresh(&token).await?;
+        if let (Credentials::Password { .. }, Some(renewed)) = (&self.credentials, confirmed.token)
+        {
+            self.renew.send_replace(renewal(&renewed));
             self.token.send_if_modified(|current| {
                 *current = Some(renewed);
                 false
             });
         }
-        Ok(())
+        Ok(confirmed.account)
     }
 
     /// Exchanges the password for a token, which takes PocketBase 70 ms and may mail an alert.
@@ -396,7 +464,7 @@ impl Http {
             }
         };
         let token = self.api.log_in(collection, identity, password).await?;
-        self.renewed.send_replace(Instant::now());
+        self.renew.send_replace(renewal(&token));
         self.take(token);
         Ok(())
     }
@@ -417,9 +485,11 @@ impl Source for Http {
     async fn changed(&mut self) {
         let live = self.live.get_or_insert_with(|| {
             let topics = [&self.names.users, &self.names.roles].map(Clone::clone);
-            Live::start(self.api.clone(), self.token.subscribe(), topics, self.link.clone())
+            let (token, link) = (self.token.subscribe(), self.link.clone());
+            Live::start(self.api.clone(), token, topics, link, self.known.clone(), self.resync)
         });
         live.hint.notified().await;
+        self.hinted = true;
     }
 
     fn link(&self) -> watch::Receiver<Link> {
@@ -460,6 +530,21 @@ async fn secret(path: &PathBuf) -> Result<Secret, SourceError> {
         return Err(SourceError::Credentials(io::Error::new(io::ErrorKind::InvalidData, empty)));
     }
     Ok(Secret::new(text))
+}
+
+/// Keeps the id of the collection that the record is in.
+fn see(id: &OnceLock<String>, record: &Map<String, Value>) {
+    if let Some(it) = record.get("collectionId").and_then(Value::as_str) {
+        id.get_or_init(|| it.to_owned());
+    }
+}
+
+/// When a token that was got just now is to be exchanged.
+fn renewal(token: &HeaderValue) -> Instant {
+    let end = Claims::of(token).map_or(0, |it| it.exp);
+    let end = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(end));
+    let life = end.and_then(|it| it.duration_since(SystemTime::now()).ok()).unwrap_or_default();
+    Instant::now() + (life / RENEWAL).max(NEW)
 }
 
 /// A page of a listing.

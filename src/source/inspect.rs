@@ -3,7 +3,7 @@
 //! write's.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, SystemTime},
 };
 
@@ -15,7 +15,10 @@ use tokio::task;
 
 #[cfg(feature = "sqlite")]
 use super::Sqlite;
-use super::{Http, PocketBase, api::Claims, record::is_of_auth_collection};
+use super::{
+    Http, PocketBase, SourceError, api::Claims, realtime::why_unheard,
+    record::is_of_auth_collection,
+};
 
 /// The collection for an app's users that a new PocketBase has.
 const APP_USERS: &str = "users";
@@ -33,6 +36,8 @@ pub struct Inspection {
     pub view: Option<bool>,
     /// Those of our collections that are shown to anybody, without a log-in.
     pub public: BTreeSet<String>,
+    /// The collections of whose changes we are not told, or not of all, and why.
+    pub unheard: BTreeMap<String, String>,
     /// PocketBase is older than 0.23.
     pub too_old: bool,
     /// PocketBase hashes passwords in a base collection, as far as we are told.
@@ -160,6 +165,15 @@ impl Http {
                 inspection.public.insert(name.clone());
             }
         }
+        // What is listed anyway is what we are told of.
+        for (name, count) in [&self.names.users, &self.names.roles]
+            .into_iter()
+            .zip(self.known.viewed().into_iter().flatten())
+        {
+            if let Some(why) = self.unheard(name, count).await {
+                inspection.unheard.insert(name.clone(), why);
+            }
+        }
         inspection
     }
 
@@ -174,6 +188,16 @@ impl Http {
         shown.first().is_some_and(|it| {
             !is_of_auth_collection(it) && it.get(name).and_then(Value::as_str) == Some("")
         })
+    }
+
+    /// Why we are not told of each change in the collection, if we are not.
+    async fn unheard(&self, name: &str, count: usize) -> Option<String> {
+        let token = self.token.borrow().clone();
+        match self.api.shown(name, token.as_ref()).await {
+            Ok(shown) if shown < count => Some(why_unheard(Some(shown), count)),
+            Err(SourceError::Forbidden { .. }) => Some(why_unheard(None, count)),
+            Ok(_) | Err(_) => None,
+        }
     }
 
     async fn account(&self) -> Option<Account> {

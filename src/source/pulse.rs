@@ -63,6 +63,7 @@ async fn beat(api: &Api) -> Result<(), SourceError> {
             request: "OPTIONS /api/health".into(),
             status: status.as_u16(),
             answer: String::new(),
+            foreign: true,
         }),
         _ => Ok(()),
     }

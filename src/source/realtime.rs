@@ -1,7 +1,7 @@
 //! The live connection: a task that only ever says "look again".
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -25,15 +25,29 @@ use super::{
     sse::{Decoder, Event},
 };
 
-/// PocketBase closes a connection that was silent for 300 s,
-const SILENCE: Duration = Duration::from_secs(270);
+/// PocketBase closes a connection that was silent for 300 s. Before that is the time for another one,
+/// best where everything would be read again anyway: a new connection is a reason to.
+const SILENCE: [Duration; 2] = [Duration::from_secs(270), Duration::from_secs(295)];
+const AFTER_READING: Duration = Duration::from_secs(55);
 
 /// and since 0.38.2 one that is 1,800 s old.
 const AGE: Duration = Duration::from_mins(28);
 
-/// How often to ask whether the token is still good. If it is not, the connection stays, silent, and
-/// what changes meanwhile is not seen. It takes PocketBase a millisecond.
-const CONFIRMATION: Duration = Duration::from_secs(5);
+/// How long nothing may have shown that we would be told of changes. If the token is not good any more,
+/// or a rule is another, the connection stays, silent. But each question stands in PocketBase's log,
+/// which is there for people to read, so while nothing happens there are two in a minute at most, and
+/// the reading of everything is one of them. Whoever reads more often has that asked more often too.
+fn confirmation(resync: Duration) -> Duration {
+    (resync / 3 * 2).clamp(Duration::from_secs(2), Duration::from_secs(40))
+}
+
+/// The same where both collections are listed at each reading, which shows it, and takes two questions.
+fn of_listings(resync: Duration) -> Duration {
+    (resync / 4 * 5).clamp(Duration::from_secs(2), Duration::from_secs(75))
+}
+
+/// How soon to ask again where the answer may be of another moment than the last reading.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// How long to wait before the next attempt, doubled with each.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
@@ -52,12 +66,95 @@ impl Live {
         token: watch::Receiver<Option<HeaderValue>>,
         collections: [String; 2],
         link: watch::Sender<Link>,
+        known: Arc<Known>,
+        resync: Duration,
     ) -> Live {
         let hint = Arc::new(Notify::new());
         let mut task = JoinSet::new();
+        let ears = Ears { known, resync, fresh: 2, ..Ears::default() };
         task.spawn(pulse::watch(api.clone(), hint.clone(), link.clone()));
-        task.spawn(Following { api, token, collections, hint: hint.clone(), link }.run());
+        task.spawn(Following { api, token, collections, hint: hint.clone(), link, ears }.run());
         Live { hint, _task: task }
+    }
+}
+
+/// What was last read, for whom follows.
+#[derive(Debug, Default)]
+pub(super) struct Known(Mutex<Option<Reading>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    at: time::Instant,
+    /// How many users and roles there are, if the view told. What is listed is what we are told of.
+    viewed: Option<[usize; 2]>,
+}
+
+impl Known {
+    /// Everything was read just now.
+    pub(super) fn read(&self, viewed: Option<[usize; 2]>) {
+        let reading = Reading { at: time::Instant::now(), viewed };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reading);
+    }
+
+    /// How many users and roles the view told of.
+    pub(super) fn viewed(&self) -> Option<[usize; 2]> {
+        self.last()?.viewed
+    }
+
+    fn last(&self) -> Option<Reading> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why we are not told of each change in a collection of so many records, of which so many are listed for
+/// us; or none is to be.
+pub(super) fn why_unheard(shown: Option<usize>, count: usize) -> String {
+    match shown {
+        None => "its list rule admits superusers only".to_owned(),
+        Some(shown) => {
+            format!("its list rule shows pb-nats's account {shown} of {count} records")
+        }
+    }
+}
+
+/// Whether we would be told of changes, and when to find out next.
+#[derive(Debug, Default)]
+struct Ears {
+    known: Arc<Known>,
+    resync: Duration,
+    /// So many collections are to be asked about at once, since the connection is new.
+    fresh: usize,
+    /// The one to ask about next.
+    turn: usize,
+    /// When there last was a question.
+    asked: Option<time::Instant>,
+    /// When less was shown of a collection than was read, though nobody knows whether that is of the same
+    /// moment; and how many changes there had been word of.
+    doubted: Option<(time::Instant, u64)>,
+}
+
+impl Ears {
+    /// When there should be a question. `silent`: since when the connection has been, which ends soon.
+    fn due(&self, begun: time::Instant, silent: time::Instant) -> time::Instant {
+        let last = self.known.last();
+        let asked = self.asked.unwrap_or(begun);
+        if self.fresh > 0 || self.doubted.is_some() {
+            return if self.asked.is_none() { begun } else { asked + AGAIN };
+        }
+        let period = match last {
+            Some(Reading { viewed: None, .. }) => of_listings(self.resync),
+            Some(Reading { viewed: Some(_), .. }) | None => confirmation(self.resync),
+        };
+        let due = last.map_or(asked, |it| it.at.max(asked)) + period;
+        // The next connection shows it too, and comes soon.
+        if due > silent + SILENCE[0] - period { silent + SILENCE[1] } else { due }
+    }
+
+    /// When the connection, so long silent, is to be replaced.
+    fn end(&self, silent: time::Instant) -> time::Instant {
+        let [first, last] = SILENCE;
+        let read = self.known.last().map_or(silent, |it| it.at);
+        (read + AFTER_READING).clamp(silent + first, silent + last)
     }
 }
 
@@ -68,6 +165,7 @@ struct Following {
     hint: Arc<Notify>,
     /// What we tell of the connection.
     link: watch::Sender<Link>,
+    ears: Ears,
 }
 
 /// How a connection came to its end.
@@ -91,6 +189,9 @@ impl Following {
                 let broke = !matches!(end, Ok(End::Ours)) && link.connected.take().is_some();
                 link.reconnects += u64::from(broke);
             });
+            if !matches!(end, Ok(End::Ours)) {
+                self.ears.fresh = 2;
+            }
             match &end {
                 Ok(End::Ours) => {
                     pause = first;
@@ -132,20 +233,26 @@ impl Following {
         };
         let mut decoder = Decoder::default();
         let mut subscribed = false;
-        let (mut heard, mut confirmed) = (begun, begun);
+        let mut heard = begun;
+        self.ears.asked = None;
         loop {
-            let silence = if subscribed { SILENCE } else { api.timeout };
+            // Until then whatever comes is no sign that anything is to come.
+            let end = if subscribed { self.ears.end(heard) } else { begun + api.timeout };
+            let due = if subscribed { self.ears.due(begun, heard) } else { end };
             let chunk = tokio::select! {
                 chunk = stream.chunk() => chunk.map_err(|error| api.failed(error))?,
-                () = time::sleep_until((begun + AGE).min(heard + silence)) => {
+                () = time::sleep_until((begun + AGE).min(end)) => {
+                    // There may have been a reading meanwhile.
+                    let end = (begun + AGE).min(self.ears.end(heard));
+                    if subscribed && end > time::Instant::now() {
+                        continue;
+                    }
                     return if subscribed { Ok(End::Ours) } else { Err(slow()) };
                 }
-                () = time::sleep_until(confirmed + CONFIRMATION) => {
-                    confirmed = time::Instant::now();
-                    let newest = self.token.borrow().clone().unwrap_or_else(|| token.clone());
-                    if let Err(SourceError::TokenRefused) = api.refresh(&newest).await {
-                        // Whoever looks again finds out too, and may get another one.
-                        self.hint.notify_one();
+                () = time::sleep_until(due) => {
+                    if self.ears.due(begun, heard) <= time::Instant::now() {
+                        let newest = self.token.borrow().clone().unwrap_or_else(|| token.clone());
+                        self.confirm(&api, &newest).await;
                     }
                     continue;
                 }
@@ -165,11 +272,104 @@ impl Following {
                     if std::mem::take(told) {
                         info!("the live connection is back");
                     }
+                } else {
+                    self.link.send_modify(|it| it.events += 1);
                 }
                 // Nobody knows what was missed before a connection, so that is a hint as well.
                 self.hint.notify_one();
             }
         }
+    }
+
+    /// Finds out whether we would be told of a change.
+    ///
+    /// PocketBase takes any subscription, and tells whom the list rule lets see the record. So there is
+    /// one proof beside a change itself: that all records are shown to us when they are listed.
+    async fn confirm(&mut self, api: &Api, token: &HeaderValue) {
+        self.ears.asked = Some(time::Instant::now());
+        let Some(Reading { at, viewed }) = self.ears.known.last() else { return };
+        let Some(counts) = viewed else {
+            // What is listed is what we are told of.
+            if std::mem::take(&mut self.ears.fresh) > 0 {
+                return;
+            }
+            // A refused token is found by whoever looks again, who may get another one.
+            if api.refresh(token).await.is_err_and(|it| matches!(it, SourceError::TokenRefused)) {
+                self.hint.notify_one();
+            }
+            return;
+        };
+        let (name, count) = (self.collections[self.ears.turn].clone(), counts[self.ears.turn]);
+        let shown = match api.shown(&name, Some(token)).await {
+            Ok(shown) if shown > 0 && shown >= count => {
+                self.hears(&name, None);
+                return self.next();
+            }
+            Ok(shown) => Some(shown),
+            Err(SourceError::Forbidden { .. }) => None,
+            Err(SourceError::NoCollection { .. }) => {
+                self.hint.notify_one();
+                return self.next();
+            }
+            Err(_) => return,
+        };
+        if self.link.borrow().unheard.get(&name) == Some(&why_unheard(shown, count)) {
+            return self.next();
+        }
+        // A guest is not shown more.
+        match api.refresh(token).await {
+            Ok(_) => (),
+            Err(SourceError::TokenRefused) => return self.hint.notify_one(),
+            Err(_) => return,
+        }
+        match shown {
+            None => (),
+            Some(shown) if shown >= count => {
+                self.hears(&name, None);
+                return self.next();
+            }
+            Some(_) if let Some((since, events)) = self.ears.doubted => {
+                if self.link.borrow().events != events {
+                    return self.next();
+                }
+                if at <= since {
+                    return;
+                }
+            }
+            // It may have been shown at another moment than that of the reading.
+            Some(_) => {
+                let events = self.link.borrow().events;
+                self.ears.doubted = Some((time::Instant::now(), events));
+                return self.hint.notify_one();
+            }
+        }
+        self.hears(&name, Some(why_unheard(shown, count)));
+        self.next();
+    }
+
+    fn next(&mut self) {
+        self.ears.doubted = None;
+        self.ears.fresh = self.ears.fresh.saturating_sub(1);
+        self.ears.turn = (self.ears.turn + 1) % self.collections.len();
+    }
+
+    /// Tells that there is word of all changes in this collection, or why not.
+    fn hears(&self, collection: &str, not: Option<String>) {
+        if self.link.borrow().unheard.get(collection) == not.as_ref() {
+            return;
+        }
+        let hint = Link::hint(collection);
+        match &not {
+            Some(why) => warn!(
+                collection,
+                why, hint, "live changes are missing, they are seen at the next resync"
+            ),
+            None => info!(collection, "live changes come again"),
+        }
+        self.link.send_modify(|it| match not {
+            Some(why) => drop(it.unheard.insert(collection.to_owned(), why)),
+            None => drop(it.unheard.remove(collection)),
+        });
     }
 
     async fn subscribe(

@@ -62,6 +62,12 @@ impl Schema {
         }
     }
 
+    /// As much of it as the names of its columns show.
+    pub(super) fn of_columns(collection: &str, columns: &[String]) -> Schema {
+        let record = columns.iter().map(|it| (it.clone(), Value::Null)).collect();
+        Schema::of(collection, &record)
+    }
+
     pub(super) fn field(&self, name: &str) -> Option<&Field> {
         self.fields.iter().find(|field| field.name == name)
     }
@@ -186,6 +192,11 @@ impl Names {
         ];
         let setting = settings.iter().find(|(_, name)| *name == field).map(|(setting, _)| *setting);
         missing(&self.users, field, setting)
+    }
+
+    /// The error that the roles collection has no such field.
+    pub(super) fn missing_of_role(collection: &str, field: &str) -> SourceError {
+        missing(collection, field, None)
     }
 
     /// The fields to read of the roles collection. One that is needed and not there is an error.
@@ -426,7 +437,8 @@ impl<'a> Records<'a> {
 }
 
 fn missing(collection: &str, field: &str, setting: Option<&'static str>) -> SourceError {
-    SourceError::NoField { collection: collection.into(), field: field.into(), setting }
+    let (collection, field) = (collection.into(), field.into());
+    SourceError::NoField { collection, field, setting, now: None }
 }
 
 fn permissions(rights: [Option<Raw<'_>>; 4]) -> Permissions {

@@ -10,6 +10,7 @@
 //!   meanwhile.
 
 use std::{
+    collections::HashMap,
     hash::{BuildHasher as _, Hash as _, Hasher, RandomState},
     io, mem,
     os::unix::fs::MetadataExt as _,
@@ -29,6 +30,7 @@ use tokio::{
 
 use super::{
     Collection, Kind, Link, Source, SourceError,
+    names::{ROLES_ID, likely_ids},
     record::{Before, Field, MOST_FIELDS, Names, Raw, Records, Schema, Stored},
 };
 use crate::{auth::Snapshot, options::PocketBaseOptions};
@@ -47,7 +49,7 @@ pub struct Sqlite {
 
 impl Sqlite {
     pub(super) fn open(folder: &Path, options: &PocketBaseOptions) -> Sqlite {
-        let database = Database { path: folder.join("data.db") };
+        let database = Database { path: folder.join("data.db"), ids: Arc::default() };
         Sqlite { database, names: Names::new(options), watch: None, last: Last::default() }
     }
 
@@ -140,6 +142,8 @@ impl Last {
 #[derive(Clone, Debug)]
 pub(super) struct Database {
     path: PathBuf,
+    /// The ids of the collections by their names, as far as they were seen.
+    ids: Arc<Mutex<HashMap<String, String>>>,
 }
 
 /// A database file at one moment. One that is not in use is unchanged if this is.
@@ -308,17 +312,40 @@ impl Database {
     fn schema(&self, connection: &Connection, collection: &str) -> Result<Schema, SourceError> {
         let found = connection
             .query_row(
-                "SELECT name, type, fields FROM _collections WHERE name = ?1",
+                "SELECT name, type, fields, id FROM _collections WHERE name = ?1",
                 [collection],
-                |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?)),
+                |row| Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?, row.get(3)?)),
             )
             .optional();
-        let (name, kind, fields) = found
+        let (name, kind, fields, id) = found
             .map_err(|error| self.failed(error))?
-            .ok_or_else(|| SourceError::NoCollection { collection: collection.into() })?;
+            .ok_or_else(|| self.gone(connection, collection))?;
+        self.ids().insert(collection.to_owned(), id);
         let fields = serde_json::from_str(&fields)
             .map_err(|_| SourceError::NotPocketBaseData { path: self.path.clone() })?;
         Ok(Schema { name, kind, fields })
+    }
+
+    /// The error that there is no such collection; with the name that it has now, if its id tells.
+    fn gone(&self, connection: &Connection, collection: &str) -> SourceError {
+        let mut ids: Vec<String> = self.ids().get(collection).cloned().into_iter().collect();
+        ids.extend(likely_ids(collection));
+        if collection == "nats_roles" {
+            ids.push(ROLES_ID.to_owned());
+        }
+        let now = ids.iter().find_map(|id| {
+            let query = "SELECT name FROM _collections WHERE id = ?1";
+            connection.query_row(query, [id], |row| row.get(0)).ok()
+        });
+        let collection = collection.to_owned();
+        match now {
+            Some(now) => SourceError::Renamed { collection, now },
+            None => SourceError::NoCollection { collection },
+        }
+    }
+
+    fn ids(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Calls `each` with the values of one record after the other.
@@ -521,7 +548,8 @@ const PERIOD: Duration = Duration::from_millis(250);
 const LOOKS: u32 = 25;
 const MOMENT: Duration = Duration::from_millis(2);
 
-/// After a commit that was nothing to us, so many times as long as it took to see that.
+/// To see that a commit was nothing to us may take so much of the time: one part of so many. What was
+/// not used of it counts, for as long as this, so that only who writes all the time makes us rest.
 const REST: u32 = 32;
 const LONGEST_REST: Duration = Duration::from_secs(10);
 
@@ -538,6 +566,7 @@ impl Watch {
         thread::spawn(move || {
             let mut seen = None;
             let mut left = 0_u32;
+            let mut rested = Instant::now();
             loop {
                 let now = looks.look();
                 // Of what was before the first look, nobody knows.
@@ -546,13 +575,21 @@ impl Watch {
                     if last.is_news(&database, &names) {
                         leave.notify_one();
                     } else {
-                        // Somebody may write all the time, and to be told of each costs as much.
-                        with(&told, |it| it.unwatch(folder(&database.path)));
-                        let rest = (begun.elapsed() * REST).min(LONGEST_REST);
-                        #[expect(clippy::disallowed_methods, reason = "nothing else runs here")]
-                        thread::sleep(rest);
-                        with(&told, |it| listen(it, &database.path));
-                        while woken.try_recv().is_ok() {}
+                        let now = Instant::now();
+                        let took = ((now - begun) * REST).min(LONGEST_REST);
+                        rested =
+                            rested.max(begun.checked_sub(LONGEST_REST).unwrap_or(begun)) + took;
+                        if rested > now {
+                            // Somebody may write all the time, and to be told of each costs as much.
+                            with(&told, |it| it.unwatch(folder(&database.path)));
+                            #[expect(
+                                clippy::disallowed_methods,
+                                reason = "nothing else runs here"
+                            )]
+                            thread::sleep(rested - now);
+                            with(&told, |it| listen(it, &database.path));
+                            while woken.try_recv().is_ok() {}
+                        }
                         left = LOOKS;
                         continue;
                     }

@@ -6,9 +6,9 @@
 //! ```json
 //! {
 //!   "carries": {
-//!     "format": 1,
+//!     "format": 1, "made": "CREATE VIEW `nats_export` AS …",
 //!     "users": {
-//!       "collection": "nats_users", "common": 5,
+//!       "collection": "nats_users", "columns": ["active", "id", …], "common": 5,
 //!       "fields": ["id", "username", "password", "role_id", "active", "nkey", "publish_permissions"],
 //!       "json": ["role_id", "publish_permissions"], "bool": ["active"]
 //!     },
@@ -25,6 +25,10 @@
 //! records have nothing in any of them, and `null` for it. The two are text, and not what PocketBase
 //! takes for JSON, as that it looks through again and again: of all ways to have it make them, this
 //! one takes it the least time.
+//!
+//! `made` and `columns` are what the database itself says at that moment. Whoever renames a collection
+//! or a field takes the view along, and nobody is told of it, nor of a field that is added; so each
+//! reading looks whether what is read is still what the settings name, and all of it.
 
 use std::{
     fmt::{self, Write as _},
@@ -66,8 +70,10 @@ pub fn export_view_query(
     let users = Carrier::new(users, names.user_fields(users)?)?;
     let roles = Carrier::new(roles, Names::role_fields(roles)?)?;
     Ok(format!(
-        "SELECT '{VIEW_ID}' AS id, json_object('format', {FORMAT}, 'users', {}, 'roles', {}) \
+        "SELECT '{VIEW_ID}' AS id, json_object('format', {FORMAT}, 'made', (SELECT sql FROM \
+         sqlite_schema WHERE type = 'view' AND name = '{}'), 'users', {}, 'roles', {}) \
          AS carries, {} AS users, {} AS roles",
+        options.export_view.replace('\'', "''"),
         users.description(),
         roles.description(),
         users.rows(),
@@ -116,7 +122,9 @@ impl<'a> Carrier<'a> {
             format!("json_array({})", names.join(", "))
         };
         format!(
-            "json_object('collection', '{}', 'fields', {}, 'common', {}, 'json', {}, 'bool', {})",
+            "json_object('collection', '{}', 'columns', json((SELECT json_group_array(name) FROM \
+             pragma_table_info('{}'))), 'fields', {}, 'common', {}, 'json', {}, 'bool', {})",
+            self.collection,
             self.collection,
             names(|_| true),
             self.common,
@@ -176,6 +184,8 @@ pub(super) struct Export {
 #[derive(Deserialize)]
 struct Carries {
     format: u32,
+    /// The view as the database has it. Views of former versions do not say.
+    made: Option<String>,
     users: Carried,
     roles: Carried,
 }
@@ -183,6 +193,9 @@ struct Carries {
 #[derive(Deserialize)]
 struct Carried {
     collection: String,
+    /// All columns of that collection, by names only. Empty: there is none of that name.
+    #[serde(default)]
+    columns: Vec<String>,
     fields: Vec<String>,
     /// Those behind so many are in an array of their own, or `null` where there is nothing in any.
     common: Option<usize>,
@@ -193,6 +206,32 @@ struct Carried {
 }
 
 impl Row<'_> {
+    /// Refuses the view if it reads something else than it was made for, or not all that is known to us.
+    /// `false`: it does not tell, and other questions have to be asked.
+    pub(super) fn compare_itself(
+        &mut self,
+        view: &str,
+        names: &Names,
+    ) -> Result<bool, SourceError> {
+        let Carries { made, users, roles, .. } = &mut self.carries;
+        let reads = made.as_deref().map(reads).unwrap_or_default();
+        let Ok([of_users, of_roles]) = <[Read; 2]>::try_from(reads) else { return Ok(false) };
+        users.follow(view, &of_users, &names.users, &names.of_user(), |it| names.missing(it))?;
+        let missing = |it: &str| Names::missing_of_role(&names.roles, it);
+        roles.follow(view, &of_roles, &names.roles, &Names::of_role(), missing)?;
+        let [(users, of_users), (roles, of_roles)] =
+            [&*users, &*roles].map(|it| (it, Schema::of_columns(&it.collection, &it.columns)));
+        // A name that it was not made for has no columns there.
+        if users.columns.is_empty() || roles.columns.is_empty() {
+            return Ok(false);
+        }
+        names.user_fields(&of_users)?;
+        Names::role_fields(&of_roles)?;
+        users.lacks_nothing(view, &names.known_user_fields(&of_users))?;
+        roles.lacks_nothing(view, &Names::known_role_fields(&of_roles))?;
+        Ok(true)
+    }
+
     /// Refuses the view if the collections have fields, known to us, that it lacks.
     pub(super) fn compare(
         &self,
@@ -200,17 +239,32 @@ impl Row<'_> {
         users: &[&Field],
         roles: &[&Field],
     ) -> Result<(), SourceError> {
-        for (carried, there) in [(&self.carries.users, users), (&self.carries.roles, roles)] {
-            if let Some(field) = there.iter().find(|it| !carried.fields.contains(&it.name)) {
-                return Err(SourceError::ViewLacks {
-                    view: view.into(),
-                    collection: carried.collection.clone(),
-                    field: field.name.clone(),
-                });
-            }
-        }
-        Ok(())
+        self.carries.users.lacks_nothing(view, users)?;
+        self.carries.roles.lacks_nothing(view, roles)
     }
+}
+
+/// A collection that a view reads, by the names of now: its own, and those of the fields in their order.
+type Read = (String, Vec<String>);
+
+/// What a view that is made as ours are reads.
+fn reads(made: &str) -> Vec<Read> {
+    let (mut reads, mut fields) = (Vec::new(), Vec::new());
+    let mut rest = made;
+    // The names stand in quotes, and hold none.
+    while let Some(at) = rest.find('"') {
+        let (before, quoted) = (&rest[..at], &rest[at + 1..]);
+        let Some((name, behind)) = quoted.split_once('"') else { break };
+        rest = behind;
+        if before.ends_with("t.") {
+            if !fields.iter().any(|it| it == name) {
+                fields.push(name.to_owned());
+            }
+        } else if before.ends_with("FROM ") {
+            reads.push((name.to_owned(), std::mem::take(&mut fields)));
+        }
+    }
+    reads
 }
 
 impl Export {
@@ -332,6 +386,62 @@ impl<'a> Rows<'a> {
 }
 
 impl Carried {
+    /// Takes the names of now for those that it was made with, where the settings have them. Where they
+    /// have not, it is an error: people may mean something else by a name than what it stood for.
+    fn follow(
+        &mut self,
+        view: &str,
+        (collection, fields): &Read,
+        wanted: &str,
+        known: &[&str],
+        missing: impl Fn(&str) -> SourceError,
+    ) -> Result<(), SourceError> {
+        if *collection != self.collection {
+            if *collection == wanted {
+                self.columns.clear();
+            } else if self.columns.is_empty() && self.collection == wanted {
+                let (collection, now) = (wanted.to_owned(), collection.clone());
+                return Err(SourceError::Renamed { collection, now });
+            } else {
+                let (view, carried) = (view.into(), collection.clone());
+                return Err(SourceError::ViewOfOther { view, carried, wanted: wanted.into() });
+            }
+            self.collection.clone_from(collection);
+        }
+        if fields.len() != self.fields.len() {
+            return Err(SourceError::ViewUnknown { view: view.into() });
+        }
+        for (said, now) in self.fields.iter_mut().zip(fields) {
+            if said == now {
+                continue;
+            }
+            if known.contains(&&**said) {
+                return Err(if self.columns.contains(said) {
+                    let (collection, field) = (self.collection.clone(), said.clone());
+                    SourceError::ViewLacks { view: view.into(), collection, field }
+                } else {
+                    missing(said).now_called(now)
+                });
+            }
+            for names in [&mut self.json, &mut self.bool] {
+                names.iter_mut().filter(|it| *it == said).for_each(|it| it.clone_from(now));
+            }
+            said.clone_from(now);
+        }
+        Ok(())
+    }
+
+    fn lacks_nothing(&self, view: &str, there: &[&Field]) -> Result<(), SourceError> {
+        match there.iter().find(|it| !self.fields.contains(&it.name)) {
+            Some(field) => Err(SourceError::ViewLacks {
+                view: view.into(),
+                collection: self.collection.clone(),
+                field: field.name.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// Calls `make` for each of these rows with what gives those of its fields that are `wanted`, by
     /// their place there.
     fn each<'r>(

@@ -13,6 +13,7 @@ use prometheus_client::metrics::{
 };
 use reqwest::Url;
 use tokio::sync::watch;
+use tracing::info;
 
 use super::{
     Change, CutOff, Failure, Findings, HeldBack, PassStatus, Record, Running, ServerStatus,
@@ -22,7 +23,7 @@ use crate::{
     auth::{Changes, Desired, Effect, Finding, Refused, Snapshot},
     options::Options,
     server::{self, Outcome, Receipt, ServerError, Sight},
-    source::Link,
+    source::{Kind, Link},
 };
 
 /// So many changes are remembered.
@@ -58,6 +59,10 @@ pub(crate) struct Board {
     patience: Duration,
     /// When the first hint came that no pass has dealt with yet.
     noticed: Option<Instant>,
+    /// How many changes the source had told of then.
+    events: u64,
+    /// Whether what the next pass finds may have been there before that hint, as nobody told of it.
+    untold: bool,
     /// Whether the pass leaves what it found for later.
     defers: bool,
     /// When each change was noticed that is not proven yet, the last first.
@@ -135,6 +140,7 @@ impl Watch {
         status.source.silence = silence.map(|it| chain(&it.error));
         status.source.hint = silence.and_then(|it| it.error.hint());
         status.source.reconnects = link.reconnects;
+        status.source.unheard = link.unheard;
         status.pass.stuck = stuck;
         status.state = status.judged();
         status.summary = status.told();
@@ -171,6 +177,8 @@ impl Board {
             dashboard: options.pocketbase.url.as_deref().and_then(dashboard),
             patience: allowed * 2,
             noticed: None,
+            events: 0,
+            untold: false,
             defers: false,
             pending: VecDeque::new(),
             begun: (Timestamp::now(), now),
@@ -201,8 +209,18 @@ impl Board {
 
     /// The source said that something may have changed.
     pub(crate) fn hinted(&mut self) {
+        let link = self.link.borrow();
+        // A new connection is a hint as well, and so is doubt; what they find may have been there before.
+        self.untold |= link.kind == Kind::PocketBase && link.events == self.events;
+        self.events = link.events;
+        drop(link);
         self.noticed.get_or_insert_with(Instant::now);
         self.watch.change(|it| it.status.source.last_hint = Some(Timestamp::now()));
+    }
+
+    /// The next pass is for no hint, but since so much time has passed.
+    pub(crate) fn resyncs(&mut self) {
+        self.untold |= self.noticed.is_none() && self.watch.ready();
     }
 
     /// The next pass begins then, or earlier.
@@ -294,9 +312,16 @@ impl Board {
         let noticed = self.noticed.take().unwrap_or(self.begun.1);
         self.pending.push_front(noticed);
         self.pending.truncate(MOST_CHANGES);
+        let unheard = !self.link.borrow().unheard.is_empty();
+        let by_resync = self.untold || unheard;
+        if by_resync {
+            info!(%changes, "nobody told of this change, it was seen when everything was read");
+        }
         let change = Change {
             at: ago(noticed),
             what: changes.to_string(),
+            by_resync,
+            in_force: false,
             enforced_after: None,
             unverified: false,
             cut_off: None,
@@ -409,6 +434,8 @@ impl Board {
         self.watch.tally.pass_seconds.observe(took.as_secs_f64());
 
         let succeeded = failure.is_none();
+        let read = failure.as_ref().is_none_or(|it| it.step != Step::Snapshot);
+        self.untold &= self.defers || !read;
         let mut proven = VecDeque::new();
         if succeeded {
             self.noticed = self.noticed.filter(|_| self.defers);
@@ -424,7 +451,8 @@ impl Board {
             let unverified = status.servers.iter().any(|it| it.state == State::Unverified);
             for (change, noticed) in status.changes.iter_mut().zip(proven) {
                 change.unverified = unverified;
-                if !unverified {
+                change.in_force = !unverified;
+                if !unverified && !change.by_resync {
                     let after = noticed.elapsed();
                     tally.enforced_seconds.observe(after.as_secs_f64());
                     change.enforced_after = Some(after);

@@ -127,6 +127,22 @@ fn make_view(pb: &Pb) {
     pb.ask("POST", "/api/collections", &view);
 }
 
+/// As versions made it that had it say nothing of itself.
+fn make_former_view(pb: &Pb) {
+    let options = PocketBaseOptions::default();
+    let (users, roles) = (schema(pb, "nats_users"), schema(pb, "nats_roles"));
+    let mut query = export_view_query(&options, &users, &roles).unwrap();
+    for (start, end) in
+        [("'made', ", "'users'"), ("'columns', ", "'fields'"), ("'columns', ", "'fields'")]
+    {
+        let from = query.find(start).unwrap();
+        let to = from + query[from..].find(end).unwrap();
+        query.replace_range(from..to, "");
+    }
+    let view = json!({ "name": "nats_export", "type": "view", "viewQuery": query });
+    pb.ask("POST", "/api/collections", &view);
+}
+
 fn remove_view(pb: &Pb) {
     pb.ask("DELETE", "/api/collections/nats_export", &Value::Null);
 }
@@ -402,6 +418,146 @@ fn what_the_view_lacks_is_an_error_and_not_an_empty_field() {
     assert_eq!(read(&mut source).unwrap().users.len(), 1);
 }
 
+/// Neither a field that is added nor a rename is told to anybody.
+#[test]
+fn a_field_that_was_just_added_is_missed_at_the_next_reading() {
+    for version in VERSIONS {
+        let pb = started(version, Users::Text, Optional::Absent);
+        let ann = pb.user("ann", "x", "");
+        let service = service(&pb, &["nats_users"]);
+        let rule = json!({ "listRule": RULE });
+        let missed = |source: &mut PocketBase, field: &str| {
+            let error = read(source).unwrap_err();
+            let SourceError::ViewLacks { field: of, .. } = &error else { panic!("{error:?}") };
+            assert_eq!(of, field, "{version:?}");
+        };
+        make_view(&pb);
+        change_collection(&pb, "nats_export", &rule);
+        let mut sources = [open(&over_http(&pb)), open(&service.by_token(&pb))];
+        for (collection, field) in
+            [("nats_users", "publish_deny_permissions"), ("nats_roles", "allow_response")]
+        {
+            for source in &mut sources {
+                assert_eq!(read(source).unwrap().users.len(), 1);
+            }
+            add_field(&pb, collection, json!({ "name": field, "type": "json" }));
+            for source in &mut sources {
+                missed(source, field);
+            }
+            remove_field(&pb, collection, field);
+        }
+        // A view that does not tell is compared once something has happened.
+        remove_view(&pb);
+        make_former_view(&pb);
+        change_collection(&pb, "nats_export", &rule);
+        for (options, field) in
+            [(over_http(&pb), "publish_deny_permissions"), (service.by_token(&pb), "nkey")]
+        {
+            let mut source = open(&options);
+            assert_eq!(read(&mut source).unwrap().users.len(), 1);
+            settled(&mut source);
+            assert_eq!(read(&mut source).unwrap().users.len(), 1);
+            add_field(&pb, "nats_users", json!({ "name": field, "type": "text" }));
+            pb.update("nats_users", &ann, &json!({ field: ["secret"] }));
+            assert!(hinted(&mut source), "{version:?}");
+            missed(&mut source, field);
+            remove_field(&pb, "nats_users", field);
+        }
+    }
+}
+
+/// PocketBase lets people rename what the settings name, while all goes on.
+#[test]
+fn what_was_renamed_is_told_with_its_new_name_whichever_way_it_is_read() {
+    for version in [Some("0.23.12"), Some("0.28.4"), None] {
+        let pb = started(version, Users::Text, Optional::Present);
+        pb.user("ann", "x", &pb.role("r", &["a"], &[]));
+        let service = service(&pb, &["nats_users", "nats_roles"]);
+        make_view(&pb);
+        change_collection(&pb, "nats_export", &json!({ "listRule": RULE }));
+        let unviewed = |it| PocketBaseOptions { export_view: String::new(), ..it };
+        let ways = [
+            ("view", over_http(&pb)),
+            ("view for the service", service.by_token(&pb)),
+            ("listing", unviewed(over_http(&pb))),
+            ("listing for the service", unviewed(service.by_token(&pb))),
+            ("file", from_file(&pb)),
+        ];
+        let mut open_ones = ways.each_ref().map(|(_, options)| open(options));
+        for (source, (way, _)) in open_ones.iter_mut().zip(&ways) {
+            assert_eq!(read(source).unwrap().users.len(), 1, "{version:?} {way}");
+        }
+        for (from, to) in [("nats_users", "people"), ("nats_roles", "groups")] {
+            change_collection(&pb, from, &json!({ "name": to }));
+            for (source, (way, options)) in open_ones.iter_mut().zip(&ways) {
+                // One that knew it before, and one that is started now.
+                for error in [read(source).unwrap_err(), error(options)] {
+                    let SourceError::Renamed { collection, now } = &error else {
+                        panic!("{version:?} {way}: {error:?}")
+                    };
+                    assert_eq!((&**collection, &**now), (from, to), "{version:?} {way}");
+                    assert!(error.hint().unwrap().contains(to), "{error:?}");
+                }
+                let mut set = options.clone();
+                let name = if from == "nats_users" {
+                    &mut set.user_collection
+                } else {
+                    &mut set.role_collection
+                };
+                *name = to.into();
+                assert_eq!(snapshot(&set).users.len(), 1, "{version:?} {way}");
+            }
+            change_collection(&pb, to, &json!({ "name": from }));
+            for (source, (way, _)) in open_ones.iter_mut().zip(&ways) {
+                assert_eq!(read(source).unwrap().users.len(), 1, "{version:?} {way}");
+            }
+        }
+        let rename = |from: &str, to: &str| {
+            change_fields(&pb, "nats_users", |fields| {
+                fields.iter_mut().find(|it| it["name"] == from).unwrap()["name"] = to.into();
+            });
+        };
+        for (from, to) in [("active", "enabled"), ("publish_deny_permissions", "denied")] {
+            rename(from, to);
+            for source in &mut open_ones[..2] {
+                let error = read(source).unwrap_err();
+                let SourceError::NoField { field, now, .. } = &error else { panic!("{error:?}") };
+                assert_eq!((&**field, now.as_deref()), (from, Some(to)), "{version:?}");
+                assert!(error.hint().unwrap().contains(to), "{error:?}");
+            }
+            // Another field gets the name, and people mean that one from now on.
+            add_field(&pb, "nats_users", json!({ "name": from, "type": "bool" }));
+            for source in &mut open_ones[..2] {
+                let error = read(source).unwrap_err();
+                assert!(matches!(error, SourceError::ViewLacks { .. }), "{version:?} {error:?}");
+            }
+            remove_field(&pb, "nats_users", from);
+            rename(to, from);
+            assert_eq!(read(&mut open_ones[0]).unwrap().users.len(), 1, "{version:?} {from}");
+        }
+        // The same with a whole collection: what the view shows is not what is meant.
+        change_collection(&pb, "nats_users", &json!({ "name": "people" }));
+        let mut other = pb.ask("GET", "/api/collections/people", &Value::Null);
+        for key in ["id", "name", "indexes", "created", "updated"] {
+            other.as_object_mut().unwrap().remove(key);
+        }
+        for field in other["fields"].as_array_mut().unwrap() {
+            field.as_object_mut().unwrap().remove("id");
+        }
+        other["name"] = "nats_users".into();
+        pb.ask("POST", "/api/collections", &other);
+        for (source, (way, _)) in open_ones.iter_mut().zip(&ways) {
+            let now = read(source);
+            if way.starts_with("view") {
+                let Err(SourceError::ViewOfOther { carried, .. }) = now else { panic!("{now:?}") };
+                assert_eq!(carried, "people", "{version:?}");
+            } else if let Ok(now) = now {
+                assert!(now.users.is_empty(), "{version:?} {way}: it is another collection");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_view_that_is_not_ours_is_not_believed() {
     let pb = started(None, Users::Text, Optional::Present);
@@ -414,7 +570,17 @@ fn a_view_that_is_not_ours_is_not_believed() {
     make_view(&pb);
     change_collection(&pb, "nats_users", &json!({ "name": "people" }));
     let renamed = PocketBaseOptions { user_collection: "people".into(), ..over_http(&pb) };
-    assert!(matches!(error(&renamed), SourceError::ViewOfOther { .. }));
+    assert_eq!(snapshot(&renamed).users.len(), 1, "it knows its collections by the names of now");
+    let other = PocketBaseOptions { role_collection: "people".into(), ..renamed.clone() };
+    assert!(matches!(error(&other), SourceError::ViewOfOther { .. }));
+    remove_view(&pb);
+    change_collection(&pb, "people", &json!({ "name": "nats_users" }));
+    make_former_view(&pb);
+    change_collection(&pb, "nats_users", &json!({ "name": "people" }));
+    assert!(
+        matches!(error(&renamed), SourceError::ViewOfOther { .. }),
+        "it says what it was made of"
+    );
     // Without a view, the listing serves.
     let without = PocketBaseOptions { export_view: String::new(), ..renamed };
     assert_eq!(snapshot(&without).users.len(), 1);
@@ -462,10 +628,10 @@ fn what_the_account_may_not_see_is_named() {
     let pb = started(None, Users::Text, Optional::Present);
     pb.user("ann", "x", "");
     let service = service(&pb, &["nats_users"]);
-    let SourceError::Forbidden { collection } = error(&service.by_token(&pb)) else { panic!() };
+    let SourceError::Forbidden { collection, .. } = error(&service.by_token(&pb)) else { panic!() };
     assert_eq!(collection, "nats_roles");
     make_view(&pb);
-    let SourceError::Forbidden { collection } = error(&service.by_token(&pb)) else { panic!() };
+    let SourceError::Forbidden { collection, .. } = error(&service.by_token(&pb)) else { panic!() };
     assert_eq!(collection, "nats_export");
     change_collection(&pb, "nats_export", &json!({ "listRule": "id = 'other'" }));
     assert!(matches!(error(&service.by_token(&pb)), SourceError::ViewHidden { .. }));
@@ -543,12 +709,19 @@ fn a_log_in_that_fails_says_why() {
         let wrong = PocketBaseOptions { password: Some(Secret::new("wrong")), ..right.clone() };
         assert!(matches!(error(&wrong), SourceError::LoginRefused { .. }), "{version:?}");
         let other = PocketBaseOptions { auth_collection: "other".into(), ..right.clone() };
-        assert!(matches!(error(&other), SourceError::NoCollection { .. }), "{version:?}");
+        assert!(matches!(error(&other), SourceError::NoAuthCollection { .. }), "{version:?}");
         let base = PocketBaseOptions { auth_collection: "nats_users".into(), ..right.clone() };
-        assert!(read(&mut open(&base)).is_err(), "{version:?}");
-        let rule = json!({ "authRule": "email = 'other@example.com'" });
-        change_collection(&pb, "nats_sync", &rule);
-        assert!(matches!(error(&right), SourceError::LoginRefused { .. }), "{version:?}");
+        assert!(matches!(error(&base), SourceError::NoAuthCollection { .. }), "{version:?}");
+        for rule in [json!("email = 'other@example.com'"), Value::Null] {
+            change_collection(&pb, "nats_sync", &json!({ "authRule": rule }));
+            assert!(matches!(error(&right), SourceError::RuledOut { .. }), "{version:?} {rule}");
+        }
+        let off = json!({ "authRule": "", "passwordAuth": { "enabled": false } });
+        change_collection(&pb, "nats_sync", &off);
+        assert!(matches!(error(&right), SourceError::NoPasswordLogin { .. }), "{version:?}");
+        let on = json!({ "passwordAuth": { "enabled": true, "identityFields": ["email"] } });
+        change_collection(&pb, "nats_sync", &on);
+        assert_eq!(snapshot(&right), Snapshot::default());
         let otp_and_mfa = json!({
             "authRule": "", "mfa": { "enabled": true }, "otp": { "enabled": true },
         });
@@ -615,8 +788,8 @@ fn missing_collections_and_fields_are_named() {
         change_collection(&pb, "nats_roles", &json!({ "name": "groups" }));
         for options in ways {
             let error = error(&options);
-            let SourceError::NoCollection { collection } = error else { panic!("{error:?}") };
-            assert_eq!(collection, "nats_roles");
+            let SourceError::Renamed { collection, now } = error else { panic!("{error:?}") };
+            assert_eq!((&*collection, &*now), ("nats_roles", "groups"));
             let renamed = PocketBaseOptions { role_collection: "groups".into(), ..options };
             assert_eq!(snapshot(&renamed).roles.len(), 1);
         }
@@ -952,12 +1125,13 @@ fn every_reconnect_is_a_hint_and_the_connection_lives_on() {
 fn a_connection_that_went_deaf_is_noticed() {
     let pb = started(None, Users::Text, Optional::Present);
     let service = service(&pb, &["nats_users", "nats_roles"]);
-    let mut source = open(&Service::by_password(pb.url()));
+    let resync_interval = Duration::from_secs(6);
+    let options = PocketBaseOptions { resync_interval, ..Service::by_password(pb.url()) };
+    let mut source = open(&options);
     read(&mut source).unwrap();
     settled(&mut source);
     service.end_tokens(&pb);
-    let patience = 2 * SOON + SOON / 2;
-    assert!(hinted_within(patience, &mut source), "the token was found to be refused");
+    assert!(hinted(&mut source), "the token was found to be refused");
     // Whoever is told so looks, and gets another token, and with it another connection.
     read(&mut source).unwrap();
     settled(&mut source);
