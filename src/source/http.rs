@@ -69,6 +69,8 @@ pub struct Http {
     hinted: bool,
     /// Whether there is a view, as far as is known.
     viewed: bool,
+    /// When it was last seen that there is none.
+    absent: Option<Instant>,
     pub(super) ids: Ids,
     /// The print of the last listing that is believed.
     listed: Option<u64>,
@@ -111,6 +113,7 @@ impl Http {
             compared: None,
             hinted: false,
             viewed: false,
+            absent: None,
             ids: Ids::default(),
             listed: None,
             print: RandomState::new(),
@@ -200,14 +203,18 @@ impl Http {
             items: Vec<Row<'a>>,
         }
         let view = &self.view;
-        if view.is_empty() {
+        // One that was not there may be made, but nobody makes it all the time.
+        let absent = self.absent.is_some_and(|it| it.elapsed() < self.resync * 10);
+        if view.is_empty() || absent && !self.hinted {
             return Ok(None);
         }
         let room = Room { expected: self.room, most: MOST };
         let answer = self.ask_for(room, self.records(view, &[("perPage", "1")])).await?;
         if answer.status == StatusCode::NOT_FOUND {
+            (self.absent, self.hinted) = (Some(Instant::now()), false);
             return Ok(None);
         }
+        self.absent = None;
         let answer = answer.of(view)?;
         let mut items = match answer.json() {
             Ok(Page { items }) => items,

@@ -566,7 +566,8 @@ impl Watch {
         thread::spawn(move || {
             let mut seen = None;
             let mut left = 0_u32;
-            let mut rested = Instant::now();
+            let ago = |now: Instant| now.checked_sub(LONGEST_REST).unwrap_or(now);
+            let mut rested = ago(Instant::now());
             loop {
                 let now = looks.look();
                 // Of what was before the first look, nobody knows.
@@ -577,8 +578,7 @@ impl Watch {
                     } else {
                         let now = Instant::now();
                         let took = ((now - begun) * REST).min(LONGEST_REST);
-                        rested =
-                            rested.max(begun.checked_sub(LONGEST_REST).unwrap_or(begun)) + took;
+                        rested = rested.max(ago(begun)) + took;
                         if rested > now {
                             // Somebody may write all the time, and to be told of each costs as much.
                             with(&told, |it| it.unwatch(folder(&database.path)));

@@ -146,7 +146,7 @@ fn change_field(pb: &Pb, name: &str, change_it: impl Fn(&mut Value)) {
     change(pb, "nats_users", &json!({ "fields": fields }));
 }
 
-fn make_view(pb: &Pb) {
+pub(crate) fn make_view(pb: &Pb) {
     let schema = |name: &str| {
         let path = format!("/api/collections/{name}");
         serde_json::from_value(pb.ask("GET", &path, &Value::Null)).unwrap()

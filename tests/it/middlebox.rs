@@ -24,6 +24,8 @@ pub(crate) enum Fate {
     Redirect(u16, String),
     /// There is no answer until the middlebox is gone.
     Hang,
+    /// Somebody else answers it.
+    At(SocketAddr),
 }
 
 /// Listens on loopback and decides of each request, by its head, what becomes of it.
@@ -87,8 +89,10 @@ fn serve(
 ) -> Option<()> {
     let request = read_request(&mut client)?;
     let (head, body) = request.split_once("\r\n\r\n")?;
-    let (pass, limit) = match decide(head) {
-        Fate::Pass => (head.to_owned(), usize::MAX),
+    let fate = decide(head);
+    let upstream = if let Fate::At(other) = fate { other } else { upstream };
+    let (pass, limit) = match fate {
+        Fate::Pass | Fate::At(_) => (head.to_owned(), usize::MAX),
         Fate::Instead(path) => {
             let old = head.split(' ').nth(1)?;
             (head.replacen(old, &path, 1), usize::MAX)

@@ -1,18 +1,23 @@
 //! What is in PocketBase, as we read it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    io::Write as _,
+    net::TcpListener,
     sync::{
         Arc, LazyLock, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    thread,
     time::Duration,
 };
 
 use pb_nats::{
     auth::Snapshot,
     options::{PocketBaseOptions, Secret},
-    source::{PocketBase, Schema, Source as _, SourceError, view::export_view_query},
+    source::{
+        Login, PocketBase, Schema, Source as _, SourceError, Superuser, view::export_view_query,
+    },
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -21,7 +26,7 @@ use tokio::{
 };
 
 use crate::{
-    middlebox::{Fate, Middlebox},
+    middlebox::{Fate, Middlebox, read_request},
     support::{Optional, Pb, SOON, SUPERUSER, Users, bcrypt, free_address, poll, write},
 };
 
@@ -730,6 +735,174 @@ fn a_log_in_that_fails_says_why() {
     }
 }
 
+/// Neither the password nor the token is wrong then, and both would be changed in vain.
+#[test]
+fn a_superuser_from_an_address_that_is_not_listed_is_told_so() {
+    let pb = started(None, Users::Text, Optional::Present);
+    let service = service(&pb, &["nats_users", "nats_roles"]);
+    let by_password = PocketBaseOptions {
+        token: None,
+        identity: Some(SUPERUSER.0.into()),
+        password: Some(Secret::new(SUPERUSER.1)),
+        ..over_http(&pb)
+    };
+    let ways = [over_http(&pb), by_password.clone()];
+    for options in &ways {
+        assert_eq!(snapshot(options), Snapshot::default());
+    }
+    let listed = json!({ "superuserIPs": ["203.0.113.7"] });
+    pb.ask("PATCH", "/api/settings", &listed);
+    for options in &ways {
+        let error = error(options);
+        assert!(matches!(error, SourceError::AddressRefused), "{error:?}");
+        let hint = error.hint().unwrap();
+        assert!(hint.contains("superuser IPs") && !hint.contains("upsert"), "{hint}");
+    }
+    for login in [
+        Login::Password { identity: SUPERUSER.0.into(), password: Secret::new(SUPERUSER.1) },
+        Login::Token(Secret::new(pb.token())),
+    ] {
+        let refused = RUNTIME.block_on(Superuser::log_in(&ways[0], &login)).unwrap_err();
+        assert!(matches!(refused, SourceError::AddressRefused), "{refused:?}");
+    }
+    let wrong = PocketBaseOptions { password: Some(Secret::new("wrong")), ..by_password };
+    assert!(matches!(error(&wrong), SourceError::LoginRefused { .. }), "the password comes first");
+    assert_eq!(snapshot(&service.by_token(&pb)), Snapshot::default(), "others are let in");
+}
+
+#[test]
+fn each_cause_has_its_own_hint() {
+    let pb = started(None, Users::Text, Optional::Present);
+    let fate = Arc::new(Mutex::new(""));
+    let decide = fate.clone();
+    let middlebox = Middlebox::start(pb.address(), move |_| match *decide.lock().unwrap() {
+        "" => Fate::Pass,
+        answer => Fate::Answer(answer.to_owned()),
+    });
+    let mut source = open(&through(&middlebox, &pb));
+    let ours = |status: u16| {
+        let words = json!({ "data": {}, "message": "Something.", "status": status });
+        &*Box::leak(format!("{status} X\n{words}").into_boxed_str())
+    };
+    let mut hints = HashMap::new();
+    for (answer, wanted) in [
+        ("404 Not Found\n<html>nothing here", "base path"),
+        ("403 Forbidden\n<html>a firewall's page", "in front of PocketBase refuses"),
+        ("407 Log in\n<html>a proxy's page", "in front of PocketBase refuses"),
+        ("429 Many\n<html>a proxy's page", "in front of PocketBase limits"),
+        ("502 Bad\n<html>a proxy's page", "in front of PocketBase answers in its place"),
+        (ours(429), "Rate limiting"),
+        (ours(400), "says why"),
+        (ours(500), "PocketBase itself failed"),
+    ] {
+        *fate.lock().unwrap() = answer;
+        let hint = read(&mut source).unwrap_err().hint().unwrap();
+        assert!(hint.contains(wanted), "{answer}: {hint}");
+        hints.insert(wanted, hint);
+        *fate.lock().unwrap() = "";
+        assert_eq!(read(&mut source).unwrap(), Snapshot::default(), "after {answer}");
+    }
+    for (url, wanted) in [
+        (pb.url().replace("http:", "https:"), "does not speak TLS"),
+        ("http://pocketbase.invalid:8090".into(), "does not know the host"),
+        (format!("http://{}", free_address()), "is PocketBase running"),
+    ] {
+        let error = error(&PocketBaseOptions { url: Some(url.clone()), ..over_http(&pb) });
+        let hint = error.hint().unwrap();
+        assert!(hint.contains(wanted), "{url}: {error:?} {hint}");
+        hints.insert(wanted, hint);
+    }
+    let different: HashSet<_> = hints.values().collect();
+    assert_eq!(different.len(), hints.len(), "{hints:#?}");
+}
+
+/// Rules go by the name of the account's collection, which can be renamed as well.
+#[test]
+fn who_is_shown_nothing_is_told_of_what_collection_they_are() {
+    for version in VERSIONS {
+        let pb = started(version, Users::Text, Optional::Present);
+        let service = service(&pb, &["nats_users", "nats_roles"]);
+        make_view(&pb);
+        change_collection(&pb, "nats_export", &json!({ "listRule": RULE }));
+        let mut source = open(&service.by_token(&pb));
+        assert_eq!(read(&mut source).unwrap(), Snapshot::default());
+        change_collection(&pb, "nats_sync", &json!({ "name": "nats_robots" }));
+        let error = read(&mut source).unwrap_err();
+        assert!(error.hint().unwrap().contains("`nats_robots`"), "{version:?} {error:?}");
+        change_collection(&pb, "nats_robots", &json!({ "name": "nats_sync" }));
+        assert_eq!(read(&mut source).unwrap(), Snapshot::default());
+    }
+}
+
+/// Whatever stands at the address may answer for ever.
+#[test]
+fn an_answer_without_an_end_is_given_up() {
+    for (begin, forever, wanted) in [
+        ("200 OK", "{\"items\":[", "larger than 16 MiB"),
+        ("200 OK", "<html>", "is not PocketBase's"),
+        ("500 Oops", "{\"message\":\"", "answered with 500"),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let sent = Arc::new(AtomicUsize::new(0));
+        let count = sent.clone();
+        let server = thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            read_request(&mut client).unwrap();
+            let head =
+                format!("HTTP/1.1 {begin}\r\nContent-Type: application/json\r\n\r\n{forever}");
+            client.write_all(head.as_bytes()).unwrap();
+            let piece = [b' '; 1 << 16];
+            while client.write_all(&piece).is_ok() {
+                count.fetch_add(piece.len(), Ordering::SeqCst);
+            }
+        });
+        let options = PocketBaseOptions {
+            request_timeout: SOON,
+            ..Service::by_password(format!("http://{address}"))
+        };
+        let error = error(&options).to_string();
+        assert!(error.contains(wanted), "{begin} {forever}: {error}");
+        // It was hung up on, so that it ends, and soon.
+        server.join().unwrap();
+        let sent = sent.load(Ordering::SeqCst);
+        assert!(sent < 40 << 20, "{sent} bytes were taken");
+    }
+}
+
+/// Events that go nowhere are as endless, and are no connection.
+#[test]
+fn a_live_connection_that_is_noise_is_given_up() {
+    let pb = started(None, Users::Text, Optional::Present);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let noise = listener.local_addr().unwrap();
+    let (begun, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counts = (begun.clone(), over.clone());
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            counts.0.fetch_add(1, Ordering::SeqCst);
+            let _ = client.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n");
+            while client.write_all(&[b':'; 4096]).is_ok() {}
+            counts.1.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let middlebox = Middlebox::start(pb.address(), move |head| {
+        if head.starts_with("GET /api/realtime") { Fate::At(noise) } else { Fate::Pass }
+    });
+    let options =
+        PocketBaseOptions { request_timeout: Duration::from_secs(1), ..through(&middlebox, &pb) };
+    let mut source = open(&options);
+    read(&mut source).unwrap();
+    let given_up = poll(SOON, || {
+        hinted_within(Duration::from_millis(200), &mut source);
+        (over.load(Ordering::SeqCst) > 0).then_some(())
+    });
+    assert!(given_up.is_some() && begun.load(Ordering::SeqCst) > 0);
+    assert!(source.link().borrow().connected.is_none());
+    assert_eq!(read(&mut source).unwrap(), Snapshot::default(), "the rest goes on");
+}
+
 #[test]
 fn missing_collections_and_fields_are_named() {
     for version in VERSIONS {
@@ -1167,6 +1340,32 @@ fn a_restored_database_is_noticed() {
         assert!(hinted(&mut source), "{version:?}");
         assert_eq!(read(&mut source).unwrap().users.len(), 2);
     }
+}
+
+/// Where there are many records, it takes a while to see that a commit was for something else. What
+/// comes meanwhile is not to wait for a rest from that, unless it goes on and on.
+#[test]
+fn a_removal_right_behind_a_write_that_is_nothing_to_us_is_noticed_at_once() {
+    let pb = started(None, Users::Text, Optional::Absent);
+    pb.user("ann", "x", "");
+    pb.ask("POST", "/api/collections", &json!({ "name": "other", "type": "base", "fields": [] }));
+    let database = rusqlite::Connection::open(pb.data_dir().join("data.db")).unwrap();
+    database.busy_timeout(SOON).unwrap();
+    let many = "INSERT INTO nats_users (id, username, password, role_id, active) \
+        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 30000) \
+        SELECT 'user' || i, 'user' || i, '$2a$05$' || hex(randomblob(27)), '[]', 1 FROM n";
+    database.execute(many, []).unwrap();
+    let mut source = open(&from_file(&pb));
+    assert_eq!(read(&mut source).unwrap().users.len(), 30_001);
+    settled(&mut source);
+    pb.create("other", &json!({}));
+    assert!(hinted(&mut source), "nobody knows what the first one is for");
+    read(&mut source).unwrap();
+    while hinted_within(Duration::from_millis(300), &mut source) {}
+    pb.create("other", &json!({}));
+    assert!(!hinted_within(Duration::from_millis(600), &mut source), "it is looked at by now");
+    database.execute("UPDATE nats_users SET active = 0 WHERE username = 'ann'", []).unwrap();
+    assert!(hinted_within(Duration::from_millis(1500), &mut source));
 }
 
 /// Any commit shows in the file. What it was for does not, until one has looked.

@@ -222,6 +222,112 @@ fn a_change_is_not_told_to_be_in_force_before_it_is() {
     assert!((value(&metrics, "pb_nats_in_step") - 1.0).abs() < 0.1);
 }
 
+/// PocketBase takes any subscription, and says nothing where a rule keeps its word from us.
+#[test]
+fn a_change_that_nobody_told_of_has_no_time_and_what_is_missing_is_named() {
+    let (pb, nats, mut pb_nats, ann) = town();
+    let rule = "@request.auth.collectionName = 'nats_sync'";
+    pb.ask("POST", "/api/collections", &json!({"name": "nats_sync", "type": "auth"}));
+    let who = json!({"email": "s@example.com", "password": PASSWORD, "passwordConfirm": PASSWORD});
+    pb.create("nats_sync", &who);
+    crate::check::make_view(&pb);
+    let list_rule = |collection: &str, rule: Value| {
+        let path = format!("/api/collections/{collection}");
+        pb.ask("PATCH", &path, &json!({"listRule": rule}));
+    };
+    list_rule("nats_export", rule.into());
+    list_rule("nats_roles", rule.into());
+    // Deactivated, a user is out of the rule, so that there is no word of it.
+    list_rule("nats_users", format!("{rule} && active = true").into());
+    pb.user("bob", PASSWORD, "");
+    pb.update("nats_users", &pb.user("eve", PASSWORD, ""), &json!({"active": false}));
+    let token = pb.log_in("nats_sync", "s@example.com", PASSWORD).unwrap();
+    pb_nats.unset("pocketbase.token_file");
+    pb_nats.set("pocketbase.token", token);
+    pb_nats.set("pocketbase.resync_interval", "4s");
+    let running = pb_nats.run();
+    let address = address(&running);
+    let deaf = until(address, |it| it["source"]["unheard"]["nats_users"].is_string());
+    let why = &deaf["source"]["unheard"]["nats_users"];
+    assert_eq!(why, "its list rule shows pb-nats's account 2 of 3 records");
+    assert_eq!(deaf["source"]["unheard"]["nats_roles"], Value::Null, "there is word of roles");
+    let line = running.wait_for(|it| it.contains("live changes are missing"));
+    assert!(line.contains("nats_users") && line.contains("admit pb-nats's account"), "{line}");
+    let metrics = metrics(address);
+    assert!((value(&metrics, "pb_nats_source_unheard_collections") - 1.0).abs() < 0.1);
+    let check = pb_nats.command(&["check"]).stdout;
+    assert!(check.contains("live changes of `nats_users` do not reach pb-nats"), "{check}");
+
+    assert!(nats.accepts("ann", PASSWORD));
+    pb.update("nats_users", &ann, &json!({"active": false}));
+    let changed = until(address, |it| it["changes"][0]["in_force"] == true && it["users"] == 1);
+    assert!(!nats.accepts("ann", PASSWORD));
+    assert_eq!(changed["changes"][0]["by_resync"], true, "{changed:#}");
+    assert_eq!(changed["changes"][0]["enforced_seconds"], Value::Null);
+    pb_nats.set("admin.listen", address.to_string());
+    let page = pb_nats.command(&["status"]).stdout;
+    assert!(page.contains("in force, noticed by the resync only"), "{page}");
+    assert!(page.contains("live changes of `nats_users` are missing"), "{page}");
+
+    for (closed, wanted) in [(Value::Null, "superusers only"), ("id = 'other'".into(), "0 of 3")] {
+        list_rule("nats_users", closed);
+        until(address, |it| {
+            it["source"]["unheard"]["nats_users"].as_str().is_some_and(|it| it.contains(wanted))
+        });
+    }
+    // Once the rule is right, it is told at once, and how long it took.
+    list_rule("nats_users", rule.into());
+    until(address, |it| it["source"]["unheard"] == json!({}));
+    pb.update("nats_users", &ann, &json!({"active": true}));
+    let told = until(address, |it| it["users"] == 2 && it["changes"][0]["in_force"] == true);
+    assert_eq!(told["changes"][0]["by_resync"], false, "{told:#}");
+    assert!(told["changes"][0]["enforced_seconds"].as_f64().unwrap() > 0.0);
+    assert!(nats.accepts("ann", PASSWORD));
+    let check = pb_nats.command(&["check"]).stdout;
+    assert!(!check.contains("do not reach"), "{check}");
+}
+
+/// What stands in PocketBase's log is for people to read.
+#[test]
+fn while_nothing_happens_pocketbase_is_asked_twice_in_a_resync_interval_at_most() {
+    for (view, resync, patience) in [(true, 6, 31), (false, 6, 31)] {
+        let (pb, _nats, mut pb_nats, _) = town();
+        if view {
+            crate::check::make_view(&pb);
+        }
+        pb_nats.set("pocketbase.resync_interval", format!("{resync}s"));
+        let running = pb_nats.run();
+        let address = address(&running);
+        until(address, is("in_step"));
+        until(address, |it| it["source"]["connected_since"].is_string());
+        let filter = "data.userAgent%20~%20%22pb-nats%22";
+        let logged = || {
+            let path = format!("/api/logs?perPage=1&filter={filter}");
+            pb.ask("GET", &path, &Value::Null)["totalItems"].as_u64().unwrap()
+        };
+        // What it asks at the start is written to the log within three seconds.
+        crate::support::poll(Duration::from_secs(5), || None::<()>);
+        let before = logged();
+        assert!(before > 0, "it stands in the log");
+        crate::support::poll(Duration::from_secs(patience), || None::<()>);
+        let asked = logged() - before;
+        let most = 2 * (patience / resync + 1);
+        let last = pb.ask(
+            "GET",
+            &format!("/api/logs?perPage=20&filter={filter}&sort=-created"),
+            &Value::Null,
+        );
+        let last: Vec<_> = last["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|it| (&it["created"], &it["message"]))
+            .collect();
+        assert!(asked <= most, "view: {view}, asked {asked} times in {patience} s: {last:#?}");
+        assert!(asked >= patience / resync / 2, "view: {view}, it does look: {asked}");
+    }
+}
+
 #[test]
 fn who_would_go_is_told_while_the_guard_holds_it_back() {
     let (pb, _nats, mut pb_nats, ann) = town();
