@@ -444,6 +444,7 @@ impl SourceError {
     }
 
     /// What one can do about it.
+    #[expect(clippy::too_many_lines, reason = "each cause has words of its own")]
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             SourceError::Settings(_) => {

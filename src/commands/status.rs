@@ -1,6 +1,7 @@
 //! `pb-nats status`.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     io::{self, IsTerminal},
     process::ExitCode,
@@ -129,14 +130,7 @@ fn page(status: &Told) -> String {
         let _ = write!(text, ", read {} in {}", ago(read), short(took));
     }
     text.push('\n');
-    for (collection, why) in &source.unheard {
-        let hint = Link::hint(collection);
-        let _ = writeln!(
-            text,
-            "live changes of `{collection}` are missing, they are noticed by the resync only: {why}\n  \
-             hint: {hint}"
-        );
-    }
+    unheard(&mut text, &source.unheard);
     let PassStatus { last_success, waiting, running, next, .. } = pass;
     if let Some(last_success) = last_success {
         let _ = write!(text, "last pass that came to its end: {}", ago(last_success));
@@ -226,6 +220,18 @@ fn tell_servers(text: &mut String, status: &Told) {
 /// How long that is past.
 fn ago(now: Timestamp, at: &Timestamp) -> String {
     format!("{} ago", short(now.duration_since(*at).unsigned_abs()))
+}
+
+/// The collections whose changes do not come at once.
+fn unheard(text: &mut String, unheard: &BTreeMap<String, String>) {
+    for (collection, why) in unheard {
+        let hint = Link::hint(collection);
+        let _ = writeln!(
+            text,
+            "live changes of `{collection}` are missing, they are noticed by the resync only: {why}\n  \
+             hint: {hint}"
+        );
+    }
 }
 
 /// When what was changed, and what came of it.

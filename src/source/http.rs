@@ -136,6 +136,7 @@ impl Http {
             renew: self.renew.clone(),
             resync: self.resync,
             compared: None,
+            absent: self.absent,
             hinted: false,
             viewed: false,
             ids: self.ids.clone(),

@@ -358,13 +358,11 @@ impl Following {
         if self.link.borrow().unheard.get(collection) == not.as_ref() {
             return;
         }
-        let hint = Link::hint(collection);
-        match &not {
-            Some(why) => warn!(
-                collection,
-                why, hint, "live changes are missing, they are seen at the next resync"
-            ),
-            None => info!(collection, "live changes come again"),
+        if let Some(why) = &not {
+            let hint = Link::hint(collection);
+            warn!(collection, why, hint, "live changes are missing, the resync notices them");
+        } else {
+            info!(collection, "live changes come again");
         }
         self.link.send_modify(|it| match not {
             Some(why) => drop(it.unheard.insert(collection.to_owned(), why)),

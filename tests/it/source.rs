@@ -852,7 +852,7 @@ fn an_answer_without_an_end_is_given_up() {
             let head =
                 format!("HTTP/1.1 {begin}\r\nContent-Type: application/json\r\n\r\n{forever}");
             client.write_all(head.as_bytes()).unwrap();
-            let piece = [b' '; 1 << 16];
+            let piece = vec![b' '; 1 << 16];
             while client.write_all(&piece).is_ok() {
                 count.fetch_add(piece.len(), Ordering::SeqCst);
             }
