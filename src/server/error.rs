@@ -231,6 +231,7 @@ impl ServerError {
     }
 
     /// What may help.
+    #[expect(clippy::too_many_lines, reason = "a line or two for each")]
     pub fn hint(&self) -> Option<String> {
         use io::ErrorKind::{NotFound, PermissionDenied};
         let distrusted = self.source().is_some_and(tls::distrusts);
