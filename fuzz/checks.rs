@@ -93,6 +93,7 @@ fn policy() -> Policy {
         default_publish: options.permissions.default_publish,
         default_subscribe: options.permissions.default_subscribe,
         reserved: ["sys".to_owned()].into(),
+        needed: None,
         login_timeout: None,
     }
 }

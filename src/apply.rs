@@ -34,7 +34,7 @@ use tracing::{debug, warn};
 use backups::Backups;
 pub use backups::{Backup, Held};
 pub use lock::Lock;
-pub use main_config::{MainConfig, Placement};
+pub use main_config::{MainConfig, NoAuthUser, NotUnderstood, Place, Placement, Unresolved};
 pub use setup::{
     Existing, add_to_main_config, judge, lock_folder, log_file, place, private_folder,
     temporary_folder,
@@ -1051,6 +1051,12 @@ impl Applied {
     /// Whether nats-server takes the main config as it is on disk, as far as it was asked.
     pub fn accepted(&self) -> bool {
         matches!(self.said.get(), Some(Ok(_)))
+    }
+
+    /// Why nobody knows whether a server that runs the file takes its users from it.
+    pub fn doubt(&self) -> Option<String> {
+        let placement = self.main.as_ref()?.placement();
+        matches!(placement, Placement::Unknown(_)).then(|| placement.to_string())
     }
 
     /// Why a server refuses to reload until it is started anew, as far as that is sure; to

@@ -239,6 +239,7 @@ impl From<&Options> for Policy {
             default_publish: permissions.default_publish.clone(),
             default_subscribe: permissions.default_subscribe.clone(),
             reserved: nats.reserved_users.iter().cloned().collect(),
+            needed: None,
             login_timeout: auth_file.login_timeout,
         }
     }

@@ -566,7 +566,9 @@ impl<S: Source> Reconciler<S> {
         let _lock = self.file.lock_for_a_pass().await?;
         let current = self.file.read(Adopt::No)?;
         let main_config = self.file.main_config()?;
-        let backup: Arc<Desired> = self.file.backup(name)?.into();
+        let mut backup = self.file.backup(name)?;
+        backup.lock(&self.policy(main_config.as_ref()));
+        let backup: Arc<Desired> = backup.into();
         let nothing = Desired::default();
         let former = current.desired.as_deref().unwrap_or(&nothing);
         let diff = Diff::between(former, &backup);
@@ -622,7 +624,9 @@ impl<S: Source> Reconciler<S> {
     /// What the settings and the main config say about records.
     fn policy(&self, main_config: Option<&MainConfig>) -> Policy {
         let mut policy = self.policy.clone();
-        policy.reserved.extend(main_config.map(MainConfig::account_users).unwrap_or_default());
+        if let Some(main_config) = main_config {
+            main_config.rule(&mut policy);
+        }
         policy
     }
 
@@ -754,12 +758,11 @@ async fn shows(
 /// Why nats-server does not take its users from the auth file, if it is known not to.
 fn misplaced(main_config: Option<&MainConfig>) -> Option<Placement> {
     match main_config?.placement() {
-        Placement::InForce => None,
-        Placement::Unknown(why) => {
-            debug!(%why, "the main config is not understood");
-            None
-        }
-        misplaced @ (Placement::NotIncluded | Placement::Overridden { .. }) => Some(misplaced),
+        // Where nobody knows, servers are not said to be in step.
+        Placement::InForce | Placement::Unknown(_) => None,
+        misplaced @ (Placement::NotIncluded
+        | Placement::Overridden { .. }
+        | Placement::Beside { .. }) => Some(misplaced),
     }
 }
 
@@ -786,7 +789,7 @@ fn tell(changes: Option<&Changes>, applied: &Applied, servers: &[Outcome], took:
     }
     let changes = changes.map(field::display);
     let unverified = servers.iter().find_map(|it| match &it.state {
-        State::Unverified { why } => Some(*why),
+        State::Unverified { why } => Some(&**why),
         State::InStep { .. } | State::NotInStep { .. } => None,
     });
     let servers = servers.len();
@@ -849,7 +852,7 @@ impl ReconcileError {
                 State::InStep { .. } | State::Unverified { .. } => None,
             }),
             ReconcileError::MainConfigChanged => Some("look again: `pb-nats once`".to_owned()),
-            ReconcileError::Placement(_) => Some(Placement::HINT.to_owned()),
+            ReconcileError::Placement(placement) => Some(placement.hint().to_owned()),
         }
     }
 }

@@ -2,6 +2,7 @@
 //! that they did.
 
 mod ask;
+mod command_line;
 mod cut;
 mod error;
 mod freeze;
@@ -9,6 +10,7 @@ mod reload;
 mod trial;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt, future,
     path::Path,
@@ -29,6 +31,7 @@ use cut::CutOff;
 use reload::{Order, Reload};
 
 pub use ask::Running;
+pub(crate) use command_line::CommandLine;
 pub use cut::Receipt;
 pub(crate) use cut::few;
 pub use error::ServerError;
@@ -116,10 +119,11 @@ pub enum State {
         /// Why.
         why: Arc<ServerError>,
     },
-    /// It should, but the settings name no way to ask it.
+    /// It should, but the settings name no way to ask it; or it runs the file, and nobody knows what
+    /// else it takes its users from.
     Unverified {
         /// What is known.
-        why: &'static str,
+        why: Cow<'static, str>,
     },
 }
 
@@ -843,12 +847,12 @@ impl Servers {
                     Outcome { server, running: None, state: not(Arc::new(why)), took: None }
                 }
                 Ok(running) => {
-                    let state = match &self.known(&running).proven {
-                        Some(_) if self.keeps_leaf_nodes(&server, &running).is_some() => not(
-                            Arc::new(self.keeps_leaf_nodes(&server, &running).expect("it does")),
-                        ),
-                        Some(it) => State::InStep { proof: it.proof, note: it.note },
-                        None => not(refusal(orders, &running.id).unwrap_or_else(|| {
+                    let left = self.keeps_leaf_nodes(&server, &running);
+                    let state = match (&self.known(&running).proven, left, wanted.file.doubt()) {
+                        (Some(_), Some(why), _) => not(Arc::new(why)),
+                        (Some(_), None, Some(why)) => State::Unverified { why: why.into() },
+                        (Some(it), None, None) => State::InStep { proof: it.proof, note: it.note },
+                        (None, ..) => not(refusal(orders, &running.id).unwrap_or_else(|| {
                             let server = server.clone();
                             let restart = self.needs_restart(wanted.file, &running);
                             Arc::new(match (wanted.ordered.get(&running.id), restart) {
@@ -902,7 +906,7 @@ impl Servers {
             let order = orders.iter().find(|it| it.target == server);
             let state = match order.and_then(|it| it.taken.as_ref().err()) {
                 Some(why) => State::NotInStep { why: why.clone() },
-                None => State::Unverified { why },
+                None => State::Unverified { why: why.into() },
             };
             Outcome { server, running: None, state, took: None }
         };

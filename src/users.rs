@@ -545,7 +545,9 @@ fn desired(options: &Options, snapshot: &Snapshot) -> Result<(Desired, Vec<Findi
     let mut policy = Policy::from(options);
     let mut file = AuthFile::new(options);
     let main_config = file.main_config()?;
-    policy.reserved.extend(main_config.map(|it| it.account_users()).unwrap_or_default());
+    if let Some(main_config) = main_config {
+        main_config.rule(&mut policy);
+    }
     Ok(file.in_force().next(snapshot, &policy))
 }
 

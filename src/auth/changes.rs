@@ -30,6 +30,10 @@ pub struct Changes {
     pub roles_changed: Vec<String>,
     /// Roles only the old state has.
     pub roles_removed: Vec<String>,
+    /// Names only the new state keeps for nobody, since nats-server needs them.
+    pub names_locked: Vec<String>,
+    /// Names only the old state keeps so.
+    pub names_unlocked: Vec<String>,
     /// Whether the default permissions differ.
     pub defaults_changed: bool,
     /// Whether `login_timeout` differs.
@@ -93,7 +97,12 @@ impl Refused {
 impl Changes {
     /// What turns `old` into `new`.
     pub fn between(old: &Desired, new: &Desired) -> Changes {
+        let names = |one: &Desired, other: &Desired| {
+            one.locked.difference(&other.locked).map(ToString::to_string).collect()
+        };
         let mut changes = Changes {
+            names_locked: names(new, old),
+            names_unlocked: names(old, new),
             defaults_changed: old.defaults != new.defaults,
             timeout_changed: old.login_timeout != new.login_timeout,
             users_before: old.users.len(),
@@ -163,6 +172,8 @@ impl Changes {
     pub fn is_empty(&self) -> bool {
         let Changes { users_added, users_changed, users_removed, roles_changed, .. } = self;
         [users_added, users_changed, users_removed, roles_changed].iter().all(|it| it.is_empty())
+            && self.names_locked.is_empty()
+            && self.names_unlocked.is_empty()
             && !self.defaults_changed
             && !self.timeout_changed
     }
@@ -203,6 +214,9 @@ impl Desired {
                 None => reduced.users.remove(&*login),
             };
         }
+        // Those that are needed stay so without their users.
+        let Desired { users, locked, .. } = &mut reduced;
+        locked.extend(newer.locked.iter().filter(|it| !users.contains_key(&***it)).cloned());
         let used: BTreeSet<_> =
             reduced.users.values().filter_map(|it| it.grant.role().cloned()).collect();
         reduced.roles.retain(|name, _| used.contains(name));
@@ -263,6 +277,8 @@ impl fmt::Display for Changes {
             ("role", "added", &self.roles_added),
             ("role", "changed", &self.roles_changed),
             ("role", "removed", &self.roles_removed),
+            ("needed name", "locked", &self.names_locked),
+            ("needed name", "no longer locked", &self.names_unlocked),
         ] {
             if !names.is_empty() {
                 let counted = counted(names.len(), what);

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{
     ConnectionType, ConnectionTypes, Effect, Finding, PasswordHash, Permissions, Problem,
     RoleRecord, Snapshot, UserRecord,
-    render::{LOCKED_USER, identifier},
+    render::{LOCKED_HASH, LOCKED_USER, identifier},
     subject::{self, BadSubject, Subject, Values},
 };
 
@@ -31,6 +31,9 @@ pub struct Desired {
     pub roles: BTreeMap<Arc<str>, Rules>,
     /// Users by what they log in with: their name, or their nkey.
     pub users: BTreeMap<Arc<str>, User>,
+    /// Names that nats-server needs to be users, and that none of those has: whoever comes by one may
+    /// do nothing. They are no users.
+    pub locked: BTreeSet<Arc<str>>,
     /// How long a log-in may take. `None`: as long as nats-server says.
     pub login_timeout: Option<Duration>,
 }
@@ -167,6 +170,8 @@ pub struct Policy {
     pub default_subscribe: Vec<String>,
     /// Names and nkeys that are never taken from the source.
     pub reserved: BTreeSet<String>,
+    /// Names without which nats-server would neither load the file nor start. `None`: not known.
+    pub needed: Option<BTreeSet<String>>,
     /// How long a log-in may take. `None`: as long as nats-server says.
     pub login_timeout: Option<Duration>,
 }
@@ -208,13 +213,30 @@ impl Desired {
 
         let rules = |it: &Role<'_>| it.granted.as_they_are().expect("it has no template");
         let used = roles.values().filter(|it| it.used.get());
-        let desired = Desired {
+        let mut desired = Desired {
             defaults: defaults.as_they_are().unwrap_or_default(),
             roles: used.map(|it| (Arc::clone(&it.name), rules(it))).collect(),
             users: users.into_iter().collect(),
+            locked: self.locked.clone(),
             login_timeout: policy.login_timeout,
         };
+        desired.lock(policy);
+        findings.extend(desired.locked.iter().map(|name| policy.about_locked(name, snapshot)));
         (desired, findings)
+    }
+
+    /// Keeps the names that are needed, and that no user has. As long as nobody knows which these are,
+    /// those that were stay.
+    pub fn lock(&mut self, policy: &Policy) {
+        if let Some(needed) = &policy.needed {
+            self.locked = needed.iter().map(|it| it.as_str().into()).collect();
+        }
+        let Desired { users, locked, .. } = self;
+        locked.retain(|name| {
+            // Else it would be there twice, and nats-server refuse the file for that.
+            let taken = users.contains_key(name) || policy.reserved.contains(&**name);
+            !(name.is_empty() || taken || **name == *LOCKED_USER)
+        });
     }
 
     /// What this user may do, wherever it is written.
@@ -450,7 +472,9 @@ fn credential(record: &UserRecord) -> Result<Credential, Problem> {
         return Err(Problem::NoCredential);
     }
     let hash = password_hash(record);
-    let cost = bcrypt_cost(&hash.0).ok_or(Problem::NotBcrypt)?;
+    // No password has this one, and it is how the file marks whom nobody can be.
+    let bcrypt = bcrypt_cost(&hash.0).filter(|_| *hash.0 != *LOCKED_HASH);
+    let cost = bcrypt.ok_or(Problem::NotBcrypt)?;
     if cost > MAX_BCRYPT_COST {
         return Err(Problem::CostTooHigh);
     }
@@ -893,6 +917,15 @@ impl Policy {
         let defaults = Granted::new(&self.default_permissions(), &about, findings);
         defaults.report_wider(&about, findings);
         defaults
+    }
+
+    /// About a name that is needed, and the record that has it, if one does.
+    fn about_locked(&self, name: &str, snapshot: &Snapshot) -> Finding {
+        let named = snapshot.users.iter().filter(|it| *it.username == *name || *it.nkey == *name);
+        let nobody = UserRecord { username: name.into(), ..UserRecord::default() };
+        let record = named.min_by_key(|it| &it.id).unwrap_or(&nobody);
+        let field = if *record.nkey == *name { "nkey" } else { &self.username_field };
+        self.about_user(record, field, &quoted(name), Problem::Needed, Effect::Locked)
     }
 
     fn about_user(

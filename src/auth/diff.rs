@@ -343,6 +343,7 @@ mod tests {
             defaults: rules(&["PUBLIC.>"], &[]),
             roles: roles.iter().map(|(name, it)| ((*name).into(), rules(it, &[]))).collect(),
             users: users.iter().map(|(name, it)| ((*name).into(), it.clone())).collect(),
+            locked: BTreeSet::new(),
             login_timeout: None,
         }
     }

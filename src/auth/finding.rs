@@ -35,6 +35,8 @@ pub enum Effect {
     NotGranted,
     /// This direction is denied altogether.
     DirectionDenied,
+    /// The name stays in NATS, as a user who may do nothing.
+    Locked,
     /// Nothing, but someone should look.
     Kept,
 }
@@ -43,6 +45,8 @@ pub enum Effect {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Problem {
+    /// nats-server needs the name to be a user (`no_auth_user`), and it is none.
+    Needed,
     /// The user has no name.
     NameEmpty,
     /// The name has control characters.
@@ -100,8 +104,16 @@ impl Problem {
     }
 
     /// Kind, what is wrong, how to mend it.
+    #[expect(clippy::too_many_lines, reason = "a table")]
     fn words(self) -> (&'static str, &'static str, &'static str) {
         match self {
+            Problem::Needed => (
+                "needed",
+                "nats-server's main config names this user (`no_auth_user`) and loads nothing without \
+                 them, but no active record that can be honoured has the name",
+                "make or activate a record with this name, or take `no_auth_user` out of the main config \
+                 and restart nats-server",
+            ),
             Problem::NameEmpty => ("name_empty", "the user has no name", "give the record a name"),
             Problem::NameControl => (
                 "name_control",
@@ -222,6 +234,7 @@ impl Effect {
             Effect::LeftOut => "left out of NATS",
             Effect::NotGranted => "not granted",
             Effect::DirectionDenied => "denies this whole direction",
+            Effect::Locked => "kept as a user who may do nothing",
             Effect::Kept => "kept as it is",
         }
     }
@@ -232,8 +245,9 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Finding { collection, id, name, field, value, problem, effect } = self;
         let effect = effect.as_str();
-        // An id is as its collection's pattern lets it be.
-        write!(f, "{collection}/{} {name:?}: {field}", id.escape_debug())?;
+        // An id is as its collection's pattern lets it be. Of a record that is missing there is none.
+        let slash = if id.is_empty() { "" } else { "/" };
+        write!(f, "{collection}{slash}{} {name:?}: {field}", id.escape_debug())?;
         if !value.is_empty() {
             write!(f, " {value}")?;
         }

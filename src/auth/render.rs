@@ -26,7 +26,7 @@ const STAMP: &str = "server_metadata { pb_nats: \"";
 pub(super) const LOCKED_USER: &str = "pb-nats-locked";
 /// Well formed, cheap to refuse, and no password's: bcrypt leaves the last two bits of a hash zero, so
 /// that none ends in `9`.
-const LOCKED_HASH: &str = "$2a$04$pbxnatsxlockedxnobodyexxlogsxinxwithxthisxhashxxxxxx9";
+pub(super) const LOCKED_HASH: &str = "$2a$04$pbxnatsxlockedxnobodyexxlogsxinxwithxthisxhashxxxxxx9";
 
 /// Role names that nats-server would take for settings of its own, in any letter case.
 const TAKEN: &[&str] = &[
@@ -150,9 +150,10 @@ pub fn parse(text: &str) -> Found {
 pub fn reads_back(text: &str, desired: &Desired) -> Result<(), ConfError> {
     let mut users = desired.users.iter();
     let read = read(text, |line| users.next().is_some_and(|(login, user)| line.is(login, user)))?;
-    let Desired { defaults, roles, login_timeout, .. } = desired;
+    let Desired { defaults, roles, locked, login_timeout, users: _ } = desired;
     let same = read.defaults == *defaults
         && read.roles == *roles
+        && read.locked == *locked
         && read.login_timeout == *login_timeout
         && users.next().is_none();
     if same { Ok(()) } else { unexpected(1) }
@@ -188,7 +189,10 @@ fn write(out: &mut String, desired: &Desired) -> std::fmt::Result {
     for (login, user) in &desired.users {
         write_user(out, login, user)?;
     }
-    if desired.users.is_empty() {
+    for name in &desired.locked {
+        write_user(out, name, &locked())?;
+    }
+    if desired.users.is_empty() && desired.locked.is_empty() {
         // To nats-server no users means that everyone may do everything.
         write_user(out, LOCKED_USER, &locked())?;
     }
@@ -339,6 +343,9 @@ fn read(text: &str, mut take: impl FnMut(Line<'_>) -> bool) -> Result<Desired, C
             _ => return unexpected(line),
         }
     }
+    if reader.lossy {
+        return unexpected(reader.line);
+    }
     desired.ok_or(ConfError { line: 3, what: "expected `authorization`" })
 }
 
@@ -363,7 +370,7 @@ fn authorization(
             }
             "default_permissions" => defaults = Some(rules(&reader.value()?, line)?),
             "users" if !has_users => {
-                users(reader, line, &desired.roles, take)?;
+                desired.locked = users(reader, line, &desired.roles, take)?;
                 has_users = true;
             }
             role if !has_users && identifier(role) == role => {
@@ -382,10 +389,10 @@ fn users(
     list: usize,
     roles: &BTreeMap<Arc<str>, Rules>,
     take: &mut impl FnMut(Line<'_>) -> bool,
-) -> Result<(), ConfError> {
+) -> Result<BTreeSet<Arc<str>>, ConfError> {
     let mut unused: BTreeSet<&str> = roles.keys().map(|it| &**it).collect();
-    let locked = locked();
-    let (mut closed, mut others) = (0, 0);
+    let nobody = locked();
+    let (mut closed, mut others, mut locked) = (0, 0, BTreeSet::new());
     if !reader.take('[') {
         return unexpected(list);
     }
@@ -398,9 +405,12 @@ fn users(
         if let Grant::Role(name) = &user.grant {
             unused.remove(&**name);
         }
-        if user.is(LOCKED_USER, &locked) {
+        if user.is(LOCKED_USER, &nobody) {
             closed += 1;
-        } else if user.login != LOCKED_USER && take(user) {
+        } else if user.login != LOCKED_USER
+            && (user.is(&user.login, &nobody) && locked.insert(Arc::from(&*user.login))
+                || take(user))
+        {
             others += 1;
         } else {
             return unexpected(line);
@@ -408,7 +418,7 @@ fn users(
     }
     // nats-server takes a role that nobody has for a mistake, and no users for everybody.
     match (closed, others) {
-        (0, 1..) | (1, 0) if unused.is_empty() => Ok(()),
+        (0, 1..) | (1, 0) if unused.is_empty() => Ok(locked),
         _ => unexpected(list),
     }
 }
@@ -513,7 +523,7 @@ fn texts<'a>(node: &'a Node<'_>, line: usize) -> Result<Vec<&'a str>, ConfError>
         Node::List(items) => {
             items.iter().map(|it| it.text().map_or_else(|| unexpected(line), Ok)).collect()
         }
-        Node::Map(_) | Node::Word(_) | Node::Variable(_) => unexpected(line),
+        Node::Map(_) | Node::Word(_) | Node::Variable(_) | Node::Include(_) => unexpected(line),
     }
 }
 

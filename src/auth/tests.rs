@@ -25,6 +25,7 @@ pub(super) fn policy() -> Policy {
         default_publish: vec!["PUBLIC.>".into()],
         default_subscribe: vec!["PUBLIC.>".into(), "_INBOX.>".into()],
         reserved: ["sys".to_owned()].into(),
+        needed: None,
         login_timeout: None,
     }
 }
@@ -602,6 +603,49 @@ fn changes_are_of_meaning() {
     }
     let gone = Changes::between(&old, &desired(vec![], vec![]));
     assert_eq!(gone.users_removed, ["ann"]);
+}
+
+/// Else nats-server would refuse the file, and with it each removal.
+#[test]
+fn a_name_that_is_needed_is_there_for_a_user_or_for_nobody() {
+    let needing = |names: &[&str]| {
+        let needed = Some(names.iter().map(|it| (*it).to_owned()).collect());
+        Policy { needed, ..policy() }
+    };
+    let snapshot = |active: bool| Snapshot {
+        users: vec![
+            user("a", json!({"username": "ann", "active": active})),
+            user("b", json!({"username": "bob"})),
+        ],
+        ..Snapshot::default()
+    };
+    let locked = |it: &Desired| it.locked.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (there, findings) = Desired::new(&snapshot(true), &needing(&["ann"]));
+    assert!(there.locked.is_empty() && findings.is_empty(), "{findings:?}");
+
+    let (gone, findings) = there.next(&snapshot(false), &needing(&["ann", "nemo", "sys", ""]));
+    assert_eq!(locked(&gone), ["ann", "nemo"], "`sys` is the main config's own");
+    let about: Vec<_> = findings.iter().map(|it| (&*it.id, &*it.name, it.effect)).collect();
+    assert_eq!(about, [("a", "ann", Effect::Locked), ("", "nemo", Effect::Locked)]);
+    let changes = Changes::between(&there, &gone);
+    assert_eq!(
+        (&*changes.users_removed, &*changes.users_losing),
+        (&["ann".into()][..], &["ann".into()][..])
+    );
+    assert_eq!(changes.names_locked, ["ann", "nemo"]);
+    assert_eq!(locked(&there.reduced_by(&gone)), ["ann", "nemo"], "what goes back needs them too");
+
+    let nobody = Desired { locked: gone.locked.clone(), ..Desired::default() };
+    for desired in [&there, &gone, &nobody] {
+        let text = render(desired);
+        assert_eq!(parse(&text), Found::Ours(Box::new(desired.clone())), "{text}");
+        assert!(reads_back(&text, desired).is_ok());
+    }
+    assert!(reads_back(&render(&there), &gone).is_err());
+    let unknown = Policy { needed: None, ..policy() };
+    assert_eq!(locked(&gone.next(&snapshot(false), &unknown).0), ["ann", "nemo"], "nobody knows");
+    assert!(gone.next(&snapshot(false), &needing(&[])).0.locked.is_empty());
+    assert!(!Changes::between(&gone, &gone.next(&snapshot(false), &needing(&[])).0).is_empty());
 }
 
 /// Who has less than before, or another key, must not go on with what there was.

@@ -12,7 +12,8 @@ use rustix::fs::{Access, access};
 
 use super::Line;
 use crate::{
-    apply::{ApplyError, AuthFile, MainConfig, Placement},
+    apply::{ApplyError, AuthFile, MainConfig, Placement, Unresolved},
+    auth::Credential,
     options::Options,
     reconcile::Plan,
     server,
@@ -75,42 +76,66 @@ pub(super) async fn main_config(
         }
     };
     let placement = config.placement();
-    let text = placement.to_string();
+    let (text, hint) = (placement.to_string(), placement.hint());
     let in_force = placement == Placement::InForce;
     lines.push(match placement {
         Placement::InForce => Line::good("main_config.includes", text),
-        Placement::Unknown(_) => Line::doubtful(
-            "main_config.not_understood",
-            text,
-            "if nats-server understands it (`nats-server -t`), please report this",
-        ),
-        Placement::NotIncluded => {
-            Line::wrong("main_config.not_included", text, Some(Placement::HINT.into()))
-        }
+        Placement::Unknown(_) => Line::doubtful("main_config.not_understood", text, hint),
+        Placement::NotIncluded => Line::wrong("main_config.not_included", text, Some(hint.into())),
         Placement::Overridden { .. } => {
-            Line::wrong("main_config.overridden", text, Some(Placement::HINT.into()))
+            Line::wrong("main_config.overridden", text, Some(hint.into()))
         }
+        Placement::Beside { .. } => Line::wrong("main_config.beside", text, Some(hint.into())),
     });
+    for variable in config.unresolved() {
+        lines.push(Line::doubtful(
+            "main_config.unresolved_variable",
+            variable.to_string(),
+            Unresolved::HINT,
+        ));
+    }
     judge(options, file, Some(&config), lines).await;
     if in_force {
         replaced(&config, plan, lines);
     }
-    if let Some(user) = config.setting("no_auth_user") {
-        let known = plan.is_none_or(|it| it.desired.users.contains_key(&*user))
-            || config.account_users().contains(&user);
-        lines.push(if known {
-            Line::doubtful(
-                "main_config.no_auth_user",
-                format!("whoever logs in without a name is {user:?} (`no_auth_user`)"),
-                "take `no_auth_user` out of the main config, unless that is meant",
+    let theirs = config.account_users();
+    for it in config.no_auth_users() {
+        let user = &*it.user;
+        let served = plan.and_then(|it| it.desired.users.get(user));
+        let locked = plan.is_some_and(|it| it.desired.locked.contains(user));
+        let hashed = served.is_some_and(|it| matches!(it.credential, Credential::Password(_)));
+        let hint = "take `no_auth_user` out of the main config and restart nats-server";
+        let (text, hint) = if locked {
+            (
+                format!(
+                    "whoever logs in without a name would be {user:?} ({it}), who is no user: they may \
+                     do nothing, and the name stays in the auth file, locked, since nats-server would \
+                     not load the config without it"
+                ),
+                format!("make or activate a record for {user:?}, or {hint}"),
+            )
+        } else if hashed {
+            (
+                format!(
+                    "whoever logs in without a name would be {user:?} ({it}), but nats-server lets \
+                     nobody in that way for a user whose password is hashed"
+                ),
+                format!("name a user's nkey instead, or {hint}"),
+            )
+        } else if served.is_some() || plan.is_none() || theirs.contains(user) {
+            (
+                format!("whoever logs in without a name is {user:?} ({it})"),
+                format!("{hint}, unless that is meant"),
             )
         } else {
-            Line::wrong(
+            lines.push(Line::wrong(
                 "main_config.no_auth_user",
-                format!("`no_auth_user` names {user:?}, who is no user: nats-server will not load the config"),
-                Some(format!("make a record for {user:?}, or take `no_auth_user` out and restart nats-server")),
-            )
-        });
+                format!("{user:?} is no user ({it}): nats-server will not load the config"),
+                Some(format!("make a record for {user:?}, or {hint}")),
+            ));
+            continue;
+        };
+        lines.push(Line::doubtful("main_config.no_auth_user", text, &*hint));
     }
     Some(config)
 }
@@ -130,6 +155,12 @@ async fn judge(
             format!("`{program}` cannot be run, so nothing judges a config beforehand"),
             "set `nats.server_binary`, if nats-server is on this machine",
         )),
+        // The same is told with what to do about it.
+        Some(Err(said))
+            if config.is_some_and(|it| {
+                let named = |it: &Unresolved| said.contains(&format!("'{}'", it.name));
+                it.unresolved().iter().any(named)
+            }) => {}
         // It also refuses what only warrants a warning, and what it cannot read in our name.
         Some(Err(said)) if !unknown => lines.push(Line::doubtful(
             "main_config.refused",
@@ -171,7 +202,7 @@ fn replaced(config: &MainConfig, plan: Option<&Plan>, lines: &mut Vec<Line>) {
     }
     let settings = config.replaced_settings();
     if !settings.is_empty() {
-        let names: Vec<&str> = settings.iter().map(String::as_str).collect();
+        let names: Vec<&str> = settings.into_iter().collect();
         let hint = match &names[..] {
             ["timeout"] => "set `auth_file.login_timeout` instead",
             ["default_permissions"] => "set [permissions] instead",

@@ -12,8 +12,9 @@ pub(super) fn look(options: &Options, plan: &Plan, lines: &mut Vec<Line>) {
     lines.push(Line::good("records.served", format!("by what they say, {users} may log in")));
     for it in &plan.findings {
         let value = if it.value.is_empty() { String::new() } else { format!(" {}", it.value) };
+        let slash = if it.id.is_empty() { "" } else { "/" };
         let text = format!(
-            "{}/{} {:?}: {}{value}: {}; {}",
+            "{}{slash}{} {:?}: {}{value}: {}; {}",
             it.collection,
             it.id,
             it.name,

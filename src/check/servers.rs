@@ -33,10 +33,25 @@ pub(super) async fn look(
     let Ok(mut servers) = open_servers(options) else { return };
     let answers = servers.running().await;
     if answers.is_empty() {
+        let started = options.nats.config_file.as_deref().and_then(server::CommandLine::of);
+        let told = started.and_then(|it| {
+            let (url, option) = it.monitor?;
+            Some((url, format!("nats-server, process {}, was started with `{option}`", it.pid)))
+        });
+        let url = || Some((config?.monitor_url()?, "the main config has it".to_owned()));
+        let hint = match told.or_else(url) {
+            Some((url, why)) => format!("set `monitor_url = {url:?}` in [nats]: {why}"),
+            None => {
+                "set `monitor_url` or `system_url` in [nats]; where nats-server has no monitor yet, \
+                 `http: \"127.0.0.1:8222\"` in its main config (or `-m 8222` on its command line) \
+                 opens one"
+                    .into()
+            }
+        };
         lines.push(Line::doubtful(
             "servers.nobody_to_ask",
             "nothing to ask what they run, so nothing will be proven",
-            "set `monitor_url` or `system_url` in [nats]",
+            &*hint,
         ));
     }
     for answer in &answers {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, process::ExitCode};
 
 use pb_nats::{
-    apply::{Adopt, Placement},
+    apply::Adopt,
     auth::{self, Changes, Diff, counted},
     server::{ServerError, State},
 };
@@ -114,7 +114,7 @@ fn told(plan: &pb_nats::reconcile::Plan, diff: &Diff, connections: &Connections)
         let _ = writeln!(text, "held back: {refused}\n{}", refused.hint());
     }
     if let Some(misplaced) = &plan.misplaced {
-        let _ = writeln!(text, "{misplaced}\n{}", Placement::HINT);
+        let _ = writeln!(text, "{misplaced}\n{}", misplaced.hint());
     }
     for server in &plan.servers {
         let _ = writeln!(text, "{server}");

@@ -13,9 +13,10 @@ use super::{
     schema::{self, There},
 };
 use crate::{
-    apply::{ApplyError, MainConfig, Placement, judge},
+    apply::{ApplyError, MainConfig, Placement, Unresolved, judge},
     auth::{closed, conf::quote},
     options::{Options, settings_file},
+    server::CommandLine,
 };
 
 /// The address of a monitor that is added to a main config.
@@ -42,21 +43,30 @@ pub(super) async fn addition(
     let placement = config.placement();
     match &placement {
         Placement::InForce | Placement::NotIncluded => (),
-        Placement::Overridden { .. } | Placement::Unknown(_) => {
-            return Err(cannot(placement.to_string()));
+        Placement::Overridden { .. } | Placement::Beside { .. } | Placement::Unknown(_) => {
+            return Err(cannot(format!("{placement}; {}", placement.hint())));
         }
     }
     let included = placement == Placement::InForce;
     let mut lines = String::from("\n# Added by `pb-nats init`.\n");
-    let mut pid_file = config.pid_file();
-    let mut monitor = config.monitor_url();
+    // What a server's command line says counts more than its config.
+    let started = CommandLine::of(path);
+    let (their_monitor, their_pid_file) =
+        started.map_or((None, None), |it| (it.monitor.map(|it| it.0), it.pid_file));
+    let told = (their_monitor.is_some(), their_pid_file.is_some());
+    let mut pid_file = their_pid_file.or_else(|| config.pid_file());
+    let mut monitor = their_monitor.or_else(|| config.monitor_url());
     if !included {
         if let Some((line, users)) = config.occupied() {
             return Err(InitError::Occupied { path: path.to_owned(), line, users });
         }
         match judge(options, path).await {
             Some(Err(said)) => {
-                return Err(cannot(format!("nats-server refuses it as it is: {said}")));
+                let why = match config.unresolved().first() {
+                    Some(variable) => format!("{variable}; {}", Unresolved::HINT),
+                    None => format!("nats-server refuses it as it is: {said}"),
+                };
+                return Err(cannot(why));
             }
             Some(Ok(())) => (),
             None => notes.push(format!(
@@ -71,13 +81,14 @@ pub(super) async fn addition(
                 .into(),
         );
         // nats-server does not start if it cannot write its pid file, and below /etc it seldom can.
-        let theirs = config.has(&["pid_file", "pidfile"]);
+        let theirs = told.1 || config.has(&["pid_file", "pidfile"]);
         let pid_path = dir.join("nats-server.pid");
         if !theirs && new && pid_path.is_absolute() && !pid_path.starts_with("/etc") {
             let _ = writeln!(lines, "pid_file: {}", quote(&pid_path.display().to_string()));
             pid_file = Some(pid_path);
         }
-        let theirs = config.has(&["http", "http_port", "monitor_port", "https", "https_port"]);
+        let keys = ["http", "http_port", "monitor_port", "https", "https_port"];
+        let theirs = told.0 || config.has(&keys);
         // Where somebody listens already, a second server would not start.
         if !theirs && new && TcpListener::bind(MONITOR).is_ok() {
             let _ = writeln!(lines, "http: {MONITOR:?}");

@@ -479,7 +479,7 @@ impl ServerStatus {
                 (State::InStep, format!("shown by {proof}{note}"), None)
             }
             server::State::NotInStep { why } => (State::NotInStep, chain(why.as_ref()), why.hint()),
-            server::State::Unverified { why } => (State::Unverified, (*why).to_owned(), None),
+            server::State::Unverified { why } => (State::Unverified, why.to_string(), None),
         };
         ServerStatus {
             server: outcome.server.clone(),

@@ -180,7 +180,8 @@ fn records(status: &Status, former: &Records) -> Records {
 impl StatusRecord {
     fn add(&mut self, finding: &Record) {
         let severity = |state: &str| {
-            [Effect::Kept, Effect::NotGranted, Effect::DirectionDenied, Effect::LeftOut]
+            use Effect::{DirectionDenied, Kept, LeftOut, Locked, NotGranted};
+            [Kept, NotGranted, DirectionDenied, Locked, LeftOut]
                 .into_iter()
                 .position(|it| word(it) == state)
         };

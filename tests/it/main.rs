@@ -16,6 +16,7 @@ mod harness;
 mod hygiene;
 mod init;
 mod liveness;
+mod main_config;
 mod manners;
 mod middlebox;
 mod permissions;
