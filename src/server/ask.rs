@@ -322,7 +322,7 @@ impl System {
             cluster: connected.cluster.unwrap_or_default(),
         });
         // Who is not ours may be slow, and nothing waits for that.
-        let linger = patience > GLANCE || self.greetings.len() > 1;
+        let linger = patience > GLANCE || self.urls.len() > 1;
         let mut answers: Vec<Running> = Vec::new();
         let mut garbled: BTreeMap<String, (Sender, ServerError)> = BTreeMap::new();
         let collect = async {

@@ -333,7 +333,7 @@ async fn every_server_of_a_cluster_is_reloaded_over_the_system_account() {
     }
 }
 
-/// Nobody tells how many other clusters there are.
+/// If one of them is listed. Nobody tells how many other clusters there are.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn servers_of_other_clusters_are_reloaded_too() {
     let gateway = free_address();
@@ -346,7 +346,12 @@ async fn servers_of_other_clusters_are_reloaded_too() {
     let far = Nats::with(Setup { extra: &far, ..Setup::default() });
     fs::remove_file(far.auth_file()).unwrap();
     std::os::unix::fs::symlink(near.auth_file(), far.auth_file()).unwrap();
-    let mut house = House::of(&near, by_system_account(&near));
+    let both = format!("{},{}", near.url(), far.url());
+    let log_in = by_system_account(&near);
+    let mut house = House::of(&near, |it| {
+        log_in(it);
+        it.system_url = Some(both);
+    });
     eventually("they find each other", || {
         let answer = near.system().request("$SYS.REQ.SERVER.PING.GATEWAYZ", b"", SOON)?;
         let answer: Value = serde_json::from_slice(&answer.payload).ok()?;

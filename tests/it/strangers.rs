@@ -56,15 +56,9 @@ fn nobody_reloads(running: &Running, servers: &[&Nats], stranger: &str) -> Value
 fn a_leaf_node_that_shares_the_system_account_is_left_alone() {
     let door = free_address();
     let hub = format!("leafnodes {{ listen: \"{door}\" }}\n{SYSTEM_ACCOUNT}");
-    // Alone, or a cluster.
-    for size in [1, 2] {
-        let servers = if size == 1 {
-            vec![Nats::with(Setup { extra: &hub, ..Setup::default() })]
-        } else {
-            let first = "cluster { name: \"test\", listen: \"127.0.0.1:-1\" }";
-            let first = format!("{first}\n{hub}");
-            vec![Nats::with(Setup { extra: &first, ..Setup::default() })]
-        };
+    for clustered in ["", "cluster { name: \"test\", listen: \"127.0.0.1:-1\" }"] {
+        let extra = format!("{clustered}\n{hub}");
+        let servers = [Nats::with(Setup { extra: &extra, ..Setup::default() })];
         let (user, password) = SYSTEM_USER;
         let leaf = format!(
             "server_name: \"leaf\"\nleafnodes {{ remotes: [ \
