@@ -306,10 +306,10 @@ fn while_nothing_happens_pocketbase_is_asked_twice_in_a_resync_interval_at_most(
             pb.ask("GET", &path, &Value::Null)["totalItems"].as_u64().unwrap()
         };
         // What it asks at the start is written to the log within three seconds.
-        crate::support::poll(Duration::from_secs(5), || None::<()>);
+        poll(Duration::from_secs(5), || None::<()>);
         let before = logged();
         assert!(before > 0, "it stands in the log");
-        crate::support::poll(Duration::from_secs(patience), || None::<()>);
+        poll(Duration::from_secs(patience), || None::<()>);
         let asked = logged() - before;
         let most = 2 * (patience / resync + 1);
         let last = pb.ask(
