@@ -11,18 +11,21 @@ use serde_json::json;
 
 use crate::{
     PB_NATS,
-    support::{Nats, Pb, PbNats, SOON, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, eventually, write},
+    support::{
+        HIDDEN, Nats, Pb, PbNats, SOON, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, eventually, write,
+    },
 };
 
 const PASSWORD: &str = "open sesame";
 /// A user of an account, where only nats-server finds it.
-const HIDING: &str = "accounts { A { LIST = [ {user: hidden, password: x} ]\nusers = $LIST } }\n";
+const HIDING: &str = "accounts { A { users = $HIDDEN } }\n";
 
 /// A PocketBase with ann, a nats-server, and pb-nats between them, read from the database file.
 fn town(setup: Setup<'_>) -> (Pb, Nats, PbNats) {
     let (pb, nats) = (Pb::start(), Nats::with(setup));
     pb.user("ann", PASSWORD, "");
-    let pb_nats = PbNats::between(PB_NATS, &pb, &nats);
+    let mut pb_nats = PbNats::between(PB_NATS, &pb, &nats);
+    pb_nats.set_env(HIDDEN.0, HIDDEN.1);
     (pb, nats, pb_nats)
 }
 

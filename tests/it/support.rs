@@ -30,7 +30,7 @@ pub(crate) use rustix::process::Signal;
 #[allow(unused_imports, reason = "each of the test binary and xtask uses a part of it")]
 pub(crate) use self::{
     client::{Client, Login, Message},
-    nats::{Door, Nats, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, answering},
+    nats::{Door, HIDDEN, Nats, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, answering},
     pb_nats::{Output, PbNats, Running, says_in_force},
     pocketbase::{Optional, Pb, SUPERUSER, Users},
 };

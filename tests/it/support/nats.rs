@@ -21,6 +21,10 @@ accounts { SYS { users = [ {user: "sys", password: "sys-password"} ] } }
 system_account: SYS
 "#;
 
+/// A variable of each server's environment: users of an account, in words that only nats-server
+/// understands.
+pub(crate) const HIDDEN: (&str, &str) = ("HIDDEN", "[ {user: hidden / password: x} ]");
+
 /// The name and password of the system account's user.
 pub(crate) const SYSTEM_USER: (&str, &str) = ("sys", "sys-password");
 
@@ -150,6 +154,7 @@ impl Nats {
         let log = fs::File::options().append(true).create(true).open(self.path("log"));
         let mut command = Command::new(&self.binary);
         command.arg("-c").arg(self.config_file()).stdin(Stdio::null()).stdout(Stdio::null());
+        command.env(HIDDEN.0, HIDDEN.1);
         let process = Process::start(command.stderr(log.expect("a log can be written")));
         let ports = eventually("nats-server starts", || {
             assert!(process.ended().is_none(), "nats-server ended: {}", self.log());
@@ -251,7 +256,9 @@ impl Nats {
 
     /// What `nats-server -t` says to the main config. An error: that it is not acceptable.
     pub(crate) fn judge(&self) -> Result<String, String> {
-        let said = Command::new(&self.binary).arg("-t").arg("-c").arg(self.config_file()).output();
+        let mut command = Command::new(&self.binary);
+        let said =
+            command.arg("-t").arg("-c").arg(self.config_file()).env(HIDDEN.0, HIDDEN.1).output();
         let said = said.expect("nats-server starts");
         let text = String::from_utf8_lossy(&said.stderr).into_owned();
         if said.status.success() { Ok(text) } else { Err(text) }
