@@ -46,6 +46,7 @@ use crate::{
         ConnectionType, Desired, Found, User, conf::ConfError, dated, parse, reads_back, render,
         stamp,
     },
+    nats::LeafNode,
     options::{Options, keep_settings_from},
 };
 
@@ -131,17 +132,6 @@ pub struct Applied {
     main_config: Option<PathBuf>,
     main: Option<MainConfig>,
     said: Arc<OnceCell<Verdict>>,
-}
-
-/// A leaf node that is connected with rights that its user has no more.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct LeafNode {
-    /// The server's id.
-    pub server: String,
-    /// The connection's number there.
-    pub number: u64,
-    /// Whose it is.
-    pub user: String,
 }
 
 /// The digest of a config, or why nats-server refuses it.

@@ -11,9 +11,9 @@ use serde::Serialize;
 
 use crate::{
     apply::{Adopt, ApplyError, AuthFile},
+    engine::config::Servers,
     options::Options,
     reconcile::{ReconcileError, Reconciler},
-    server::Servers,
     source::PocketBase,
     status::chain,
 };

@@ -33,7 +33,9 @@ pub mod source;
 pub mod auth;
 
 pub mod apply;
-pub mod server;
+pub mod nats;
+
+pub mod engine;
 
 mod tls;
 

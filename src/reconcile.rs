@@ -24,8 +24,9 @@ use crate::{
         Changes, Desired, Diff, Event, Explain, Finding, Limits, Policy, Refused, Remark, Snapshot,
         lint,
     },
+    engine::config::{self, Outcome, Servers, SyncStatus},
+    nats::{Receipt, ServerError},
     options::{EventFilter, Options},
-    server::{self, Outcome, Receipt, ServerError, Servers, State},
     source::{Source, SourceError},
     status::{Board, Failure, Step, Watch, chain},
 };
@@ -477,13 +478,13 @@ impl<S: Source> Reconciler<S> {
         self.file.remember(applied, &self.servers.proven());
         let (losing, leaf_nodes) = self.servers.leaf_nodes();
         self.file.note_leaf_nodes(losing, leaf_nodes, main_config);
-        if servers.iter().any(|it| matches!(it.state, State::NotInStep { .. })) {
+        if servers.iter().any(|it| matches!(it.state, SyncStatus::NotInStep { .. })) {
             return Err(ReconcileError::Servers(servers));
         }
         let shown = |it: &Outcome| match it.state {
-            State::InStep { .. } => true,
+            SyncStatus::InStep { .. } => true,
             // The next best: nats-server starts with it.
-            State::Unverified { .. } | State::NotInStep { .. } => applied.accepted(),
+            SyncStatus::Unverified { .. } | SyncStatus::NotInStep { .. } => applied.accepted(),
         };
         if servers.iter().all(shown) {
             self.file.keep_as_good(applied);
@@ -697,7 +698,7 @@ impl<S: Source> Reconciler<S> {
     async fn freeze(&mut self, took: Duration) -> Duration {
         let Some((desired, bytes)) = self.file.holds() else { return Duration::ZERO };
         let predicted = self.servers.freeze(&desired).await.unwrap_or_default();
-        let measured = server::measured(predicted, bytes, took);
+        let measured = config::measured(predicted, bytes, took);
         debug!(?predicted, ?measured, ?took, "a reload let nobody in");
         self.board.froze(predicted, measured);
         measured
@@ -789,8 +790,8 @@ fn tell(changes: Option<&Changes>, applied: &Applied, servers: &[Outcome], took:
     }
     let changes = changes.map(field::display);
     let unverified = servers.iter().find_map(|it| match &it.state {
-        State::Unverified { why } => Some(&**why),
-        State::InStep { .. } | State::NotInStep { .. } => None,
+        SyncStatus::Unverified { why } => Some(&**why),
+        SyncStatus::InStep { .. } | SyncStatus::NotInStep { .. } => None,
     });
     let servers = servers.len();
     match unverified {
@@ -848,8 +849,8 @@ impl ReconcileError {
             ),
             ReconcileError::Apply(error) => error.hint().map(str::to_owned),
             ReconcileError::Servers(outcomes) => outcomes.iter().find_map(|it| match &it.state {
-                State::NotInStep { why } => why.hint(),
-                State::InStep { .. } | State::Unverified { .. } => None,
+                SyncStatus::NotInStep { why } => why.hint(),
+                SyncStatus::InStep { .. } | SyncStatus::Unverified { .. } => None,
             }),
             ReconcileError::MainConfigChanged => Some("look again: `pb-nats once`".to_owned()),
             ReconcileError::Placement(placement) => Some(placement.hint().to_owned()),
@@ -860,8 +861,8 @@ impl ReconcileError {
 /// The servers that are not in step, and why.
 fn told(outcomes: &[Outcome]) -> String {
     let told = outcomes.iter().filter_map(|it| match &it.state {
-        State::NotInStep { why } => Some(format!("{}: {}", it.server, chain(why.as_ref()))),
-        State::InStep { .. } | State::Unverified { .. } => None,
+        SyncStatus::NotInStep { why } => Some(format!("{}: {}", it.server, chain(why.as_ref()))),
+        SyncStatus::InStep { .. } | SyncStatus::Unverified { .. } => None,
     });
     told.collect::<Vec<_>>().join("; ")
 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::board::{Board, Tally};
 pub use self::{board::Watch, writer::Writer};
-use crate::{auth::Effect, server::few, source::Kind};
+use crate::{auth::Effect, nats::few, source::Kind};
 
 /// Everything that is known, at one moment. It holds no password, hash or token.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -296,7 +296,7 @@ pub struct Change {
     pub cut_off: Option<CutOff>,
 }
 
-/// As [`Receipt`](crate::server::Receipt).
+/// As [`Receipt`](crate::nats::Receipt).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CutOff {
     /// Whose connections.

@@ -17,8 +17,8 @@ use crate::{
         self, Credential, Desired, Effect, Finding, Grant, PasswordHash, Permissions, Policy,
         RoleRecord, Rules, Snapshot, Subject, Subjects, UserRecord,
     },
+    engine::config::{self, Outcome, Servers},
     options::{PocketBaseOptions, Secret},
-    server::{self, Outcome, Servers},
     source::{PocketBase, SourceError, Superuser},
 };
 
@@ -431,7 +431,7 @@ pub async fn doubt(options: &Options) -> Option<String> {
             Ok(mut servers) => servers.survey(&applied).await,
             Err(error) => return Ok(Some(error.to_string())),
         };
-        let shown = |it: &Outcome| matches!(it.state, server::State::InStep { .. });
+        let shown = |it: &Outcome| matches!(it.state, config::SyncStatus::InStep { .. });
         Ok::<_, ApplyError>(outcomes.iter().find(|it| !shown(it)).map(Outcome::to_string))
     };
     surveyed.await.unwrap_or_else(|error| Some(error.to_string()))

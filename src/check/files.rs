@@ -14,9 +14,9 @@ use super::Line;
 use crate::{
     apply::{ApplyError, AuthFile, MainConfig, Placement, Unresolved},
     auth::Credential,
+    engine::config,
     options::Options,
     reconcile::Plan,
-    server,
     status::chain,
 };
 
@@ -366,7 +366,7 @@ impl Process {
     fn of_server(options: &Options, config: Option<&MainConfig>) -> Option<Process> {
         let files = options.nats.pid_file.iter().cloned();
         let own = config.and_then(|it| it.setting("pid_file")).map(PathBuf::from);
-        let id = files.chain(own).find_map(|it| server::process(&it))?;
+        let id = files.chain(own).find_map(|it| config::process(&it))?;
         Process::new(id, &fs::read_to_string(format!("/proc/{id}/status")).ok()?)
     }
 

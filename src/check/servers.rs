@@ -11,9 +11,10 @@ use super::{Line, open_servers};
 use crate::{
     apply::{Adopt, AuthFile, MainConfig},
     auth::{ConnectionType, Desired, User, counted},
+    engine::config::{self, Servers, SyncStatus},
+    nats::{CommandLine, Running, ServerError},
     options::Options,
     reconcile::Plan,
-    server::{self, Running, ServerError, Servers, State},
     status::{Stranger, chain, short},
 };
 
@@ -33,7 +34,7 @@ pub(super) async fn look(
     let Ok(mut servers) = open_servers(options) else { return };
     let answers = servers.running().await;
     if answers.is_empty() {
-        let started = options.nats.config_file.as_deref().and_then(server::CommandLine::of);
+        let started = options.nats.config_file.as_deref().and_then(CommandLine::of);
         let told = started.and_then(|it| {
             let (url, option) = it.monitor?;
             Some((url, format!("nats-server, process {}, was started with `{option}`", it.pid)))
@@ -93,15 +94,17 @@ pub(super) async fn look(
     }
     for server in plan.iter().flat_map(|it| &it.servers) {
         lines.push(match &server.state {
-            State::InStep { note: None, .. } => Line::good("servers.in_step", server.to_string()),
-            State::InStep { note: Some(_), .. } => Line::doubtful(
+            SyncStatus::InStep { note: None, .. } => {
+                Line::good("servers.in_step", server.to_string())
+            }
+            SyncStatus::InStep { note: Some(_), .. } => Line::doubtful(
                 "servers.in_step_with_note",
                 server.to_string(),
                 "reload nats-server when the main config is as it should be",
             ),
             // That there is nobody to ask is told above.
-            State::Unverified { .. } => continue,
-            State::NotInStep { why } => {
+            SyncStatus::Unverified { .. } => continue,
+            SyncStatus::NotInStep { why } => {
                 Line::wrong("servers.not_in_step", server.to_string(), why.hint())
             }
         });
@@ -254,7 +257,7 @@ async fn freeze(
         .filter_map(|(name, user)| Some((&**name, user.credential.bcrypt_cost()?)))
         .collect();
     let Some(clients) = servers.clients().await else {
-        let all: Duration = costs.values().map(|cost| server::checks(1, *cost)).sum();
+        let all: Duration = costs.values().map(|cost| config::checks(1, *cost)).sum();
         let dearest = dearest(costs.iter().map(|(name, cost)| (*name, 1, *cost)));
         lines.push(Line::doubtful(
             "reload.freeze_unknown",
@@ -314,7 +317,7 @@ fn dearest<'a>(users: impl Iterator<Item = (&'a str, usize, u8)>) -> String {
 
 /// What a reload spends on so many clients of a user.
 fn times(count: usize, cost: Option<u8>) -> Duration {
-    cost.map_or(Duration::ZERO, |it| server::checks(count, it))
+    cost.map_or(Duration::ZERO, |it| config::checks(count, it))
 }
 
 fn about(time: Duration) -> String {

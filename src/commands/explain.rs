@@ -11,7 +11,7 @@ use pb_nats::{
         UserRecord, Verdict, counted,
         explain::{BadQuestion, Reason, Rights, WhoCan},
     },
-    server::Trial,
+    nats::Trial,
 };
 use serde_json::json;
 

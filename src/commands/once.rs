@@ -5,8 +5,8 @@ use std::{fmt::Write as _, process::ExitCode};
 use pb_nats::{
     apply::Adopt,
     auth::counted,
+    engine::config::SyncStatus,
     reconcile::{Consent, Converged},
-    server::State,
 };
 
 use super::{complain, open, show, tell_findings, terminal::waiting};
@@ -41,7 +41,7 @@ pub(crate) fn in_force(converged: &Converged) -> String {
     let mut text = format!("{}\n", counted(converged.users, "user"));
     for server in &converged.servers {
         let _ = writeln!(text, "{server}");
-        if let State::Unverified { why } = &server.state {
+        if let SyncStatus::Unverified { why } = &server.state {
             complain("warning", &format!("{}: {why}", server.server));
         }
     }

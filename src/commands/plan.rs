@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, fmt::Write as _, process::ExitCode};
 use pb_nats::{
     apply::Adopt,
     auth::{self, Changes, Diff, counted},
-    server::{ServerError, State},
+    engine::config::SyncStatus,
+    nats::ServerError,
 };
 use serde_json::json;
 
@@ -37,7 +38,7 @@ pub(crate) async fn plan(cli: &Cli, arguments: &Plan) -> anyhow::Result<ExitCode
     };
     let pending = plan.write
         || plan.misplaced.is_some()
-        || plan.servers.iter().any(|it| matches!(it.state, State::NotInStep { .. }));
+        || plan.servers.iter().any(|it| matches!(it.state, SyncStatus::NotInStep { .. }));
     if arguments.json {
         let servers = plan.servers.iter().map(|it| {
             json!({

@@ -15,8 +15,8 @@ use super::{
 use crate::{
     apply::{ApplyError, MainConfig, Placement, Unresolved, judge},
     auth::{closed, conf::quote},
+    nats::CommandLine,
     options::{Options, settings_file},
-    server::CommandLine,
 };
 
 /// The address of a monitor that is added to a main config.

@@ -21,8 +21,9 @@ use super::{
 };
 use crate::{
     auth::{Changes, Desired, Effect, Finding, Refused, Snapshot},
+    engine::config::{self, Outcome, Sight},
+    nats::{self, Receipt, ServerError},
     options::Options,
-    server::{self, Outcome, Receipt, ServerError, Sight},
     source::{Kind, Link},
 };
 
@@ -365,7 +366,7 @@ impl Board {
             server.last_reload_took = server.last_reload_took.or(before);
             match (&outcome.running, &outcome.state) {
                 (Some(_), _) => drop(self.heard.insert(server.server.clone(), now)),
-                (None, server::State::NotInStep { why }) if why.is_silence() => {
+                (None, config::SyncStatus::NotInStep { why }) if why.is_silence() => {
                     server.silent_since = Some(self.last_heard(&server.server, now));
                 }
                 (None, _) => (),
@@ -382,7 +383,7 @@ impl Board {
     }
 
     /// What a look at the servers between passes shows, and who answers that is none of them.
-    pub(crate) fn sees(&mut self, sights: &[Sight], strangers: &[&server::Running]) {
+    pub(crate) fn sees(&mut self, sights: &[Sight], strangers: &[&nats::Running]) {
         let now = Timestamp::now();
         for it in sights.iter().filter(|it| it.clients.is_ok()) {
             self.heard.insert(it.server.clone(), now);
@@ -403,7 +404,7 @@ impl Board {
                 None => (),
             }
         }
-        let stranger = |it: &&server::Running| Stranger {
+        let stranger = |it: &&nats::Running| Stranger {
             server: it.name.clone(),
             version: it.version.clone(),
             cluster: it.cluster.clone(),
@@ -474,12 +475,14 @@ impl ServerStatus {
         let running = outcome.running.as_ref();
         let clients = running.map(|it| it.connections);
         let (state, detail, hint) = match &outcome.state {
-            server::State::InStep { proof, note } => {
+            config::SyncStatus::InStep { proof, note } => {
                 let note = note.map(|it| format!("; {it}")).unwrap_or_default();
                 (State::InStep, format!("shown by {proof}{note}"), None)
             }
-            server::State::NotInStep { why } => (State::NotInStep, chain(why.as_ref()), why.hint()),
-            server::State::Unverified { why } => (State::Unverified, why.to_string(), None),
+            config::SyncStatus::NotInStep { why } => {
+                (State::NotInStep, chain(why.as_ref()), why.hint())
+            }
+            config::SyncStatus::Unverified { why } => (State::Unverified, why.to_string(), None),
         };
         ServerStatus {
             server: outcome.server.clone(),
@@ -630,7 +633,7 @@ fn freeze(clients: u64, each: Duration) -> Duration {
 /// What a user's credential takes a reload, on average. Who is connected is not known one by one.
 fn per_client(desired: &Desired) -> Option<Duration> {
     let costs = desired.users.values().filter_map(|it| it.credential.bcrypt_cost());
-    let all: Duration = costs.map(|it| server::checks(1, it)).sum();
+    let all: Duration = costs.map(|it| config::checks(1, it)).sum();
     all.checked_div(u32::try_from(desired.users.len()).ok()?)
 }
 

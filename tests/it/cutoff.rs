@@ -16,8 +16,9 @@ use pb_nats::{
         Changes, ConnectionTypes, Credential, Desired, Grant, PasswordHash, Rules, Subject,
         Subjects, User,
     },
+    engine::config::{Outcome, Servers, SyncStatus},
+    nats::Receipt,
     options::{NatsOptions, Options, Secret},
-    server::{Outcome, Receipt, Servers, State},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};

@@ -16,8 +16,9 @@ use futures_util::FutureExt as _;
 use pb_nats::{
     apply::{Adopt, Applied, AuthFile},
     auth::{ConnectionTypes, Credential, Desired, Grant, PasswordHash, User},
+    engine::config::{Outcome, Proof, Servers, SyncStatus},
+    nats::{Running, ServerError},
     options::{NatsOptions, Options, Secret},
-    server::{Outcome, Proof, Running, ServerError, Servers, State},
 };
 use serde_json::Value;
 

@@ -1,14 +1,6 @@
 //! The nats-servers that must run the auth file: what they run, the order to reload, and the proof
 //! that they did.
 
-mod ask;
-mod command_line;
-mod cut;
-mod error;
-mod freeze;
-mod reload;
-mod trial;
-
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
@@ -22,27 +14,16 @@ use futures_util::future::join_all;
 use tokio::time::{self, Instant};
 use tracing::{debug, info, warn};
 
+use super::reload::{Order, Reload};
 use crate::{
-    apply::{Applied, Digest, LeafNode},
+    apply::{Applied, Digest},
+    nats::{
+        self, Access, Answer, Connection, CutOff, GLANCE, LOOK, LeafNode, Receipt, Running,
+        ServerError, few, mark, since_2_12,
+    },
     options::NatsOptions,
 };
-use ask::{Answer, Ask, Connection};
-use cut::CutOff;
-use reload::{Order, Reload};
 
-pub use ask::Running;
-pub(crate) use command_line::CommandLine;
-pub use cut::Receipt;
-pub(crate) use cut::few;
-pub use error::ServerError;
-pub(crate) use freeze::{checks, measured};
-pub(crate) use reload::process;
-pub use trial::{Trial, TrialError};
-
-/// How long servers may take to answer when a reload waits for it.
-const GLANCE: Duration = Duration::from_secs(1);
-/// How long they may take otherwise: one that is busy with a reload may be slow.
-const LOOK: Duration = Duration::from_secs(5);
 /// How often servers are looked at between passes, and how long one may take to answer before it is
 /// called silent: a few seconds together, since people are told how it is *now*.
 const WATCH: Duration = Duration::from_millis(1500);
@@ -58,7 +39,7 @@ const STARTING: Duration = Duration::from_secs(10);
 /// All the servers that must run the auth file.
 #[derive(Debug)]
 pub struct Servers {
-    ask: Ask,
+    pub(super) access: Access,
     reload: Reload,
     timeout: Duration,
     known: Vec<Known>,
@@ -99,14 +80,14 @@ pub struct Outcome {
     /// What it says of itself, if it could be asked.
     pub running: Option<Running>,
     /// Whether it runs the file.
-    pub state: State,
+    pub state: SyncStatus,
     /// From the order to reload until the proof, if it was ordered.
     pub took: Option<Duration>,
 }
 
 /// Whether a server runs the file.
 #[derive(Clone, Debug)]
-pub enum State {
+pub enum SyncStatus {
     /// It does.
     InStep {
         /// How we know.
@@ -127,13 +108,13 @@ pub enum State {
     },
 }
 
-impl State {
+impl SyncStatus {
     /// In one word, for scripts.
     pub fn word(&self) -> &'static str {
         match self {
-            State::InStep { .. } => "in_step",
-            State::NotInStep { .. } => "not_in_step",
-            State::Unverified { .. } => "unverified",
+            SyncStatus::InStep { .. } => "in_step",
+            SyncStatus::NotInStep { .. } => "not_in_step",
+            SyncStatus::Unverified { .. } => "unverified",
         }
     }
 }
@@ -141,7 +122,7 @@ impl State {
 impl Outcome {
     /// How long it reloaded, as far as that is known: until the proof, or until nobody waited any more.
     pub(crate) fn reloading(&self) -> Option<Duration> {
-        if let State::NotInStep { why } = &self.state
+        if let SyncStatus::NotInStep { why } = &self.state
             && let ServerError::NotLoaded { after, .. } = **why
         {
             return Some(after);
@@ -158,15 +139,15 @@ impl fmt::Display for Outcome {
             write!(f, " {}", running.version)?;
         }
         match &self.state {
-            State::InStep { proof, note } => {
+            SyncStatus::InStep { proof, note } => {
                 write!(f, ": in step, shown by {proof}")?;
                 if let Some(took) = self.took {
                     write!(f, ", after {took:.1?}")?;
                 }
                 note.map_or(Ok(()), |it| write!(f, "; {it}"))
             }
-            State::NotInStep { why } => write!(f, ": not in step: {why}"),
-            State::Unverified { why } => write!(f, ": unverified: {why}"),
+            SyncStatus::NotInStep { why } => write!(f, ": not in step: {why}"),
+            SyncStatus::Unverified { why } => write!(f, ": unverified: {why}"),
         }
     }
 }
@@ -248,7 +229,7 @@ impl Servers {
     /// Takes the settings; no server need be up. The reload command works in `folder`.
     pub fn new(options: &NatsOptions, folder: &Path) -> Result<Servers, ServerError> {
         Ok(Servers {
-            ask: Ask::new(options)?,
+            access: Access::new(options)?,
             reload: Reload::new(options, folder)?,
             timeout: options.reload_timeout,
             known: Vec::new(),
@@ -278,7 +259,7 @@ impl Servers {
     /// nobody tells.
     pub async fn clients(&mut self) -> Option<Vec<BTreeMap<String, usize>>> {
         let answers = self.look(LOOK).await;
-        self.ask.clients(&answers, LOOK).await
+        self.access.clients(&answers, LOOK).await
     }
 
     /// Makes every server reload, whatever it runs, and tells how long each took: from the order until
@@ -292,7 +273,7 @@ impl Servers {
         let before: Vec<&Running> = answers.iter().filter_map(Answer::ok).collect();
         let begun = Instant::now();
         let deadline = begun + self.timeout;
-        let orders = self.reload.order(&self.ask, &before, deadline).await;
+        let orders = self.reload.order(&self.access, &before, deadline).await;
         if answers.is_empty() {
             let told = |it: Order| (it.target, it.taken.map(|()| None));
             return orders.into_iter().map(told).collect();
@@ -300,7 +281,7 @@ impl Servers {
         let mut took: BTreeMap<String, Duration> = BTreeMap::new();
         let mut pause = Duration::from_millis(1);
         loop {
-            for answer in self.ask.everyone(GLANCE).await {
+            for answer in self.access.everyone(GLANCE).await {
                 let Ok(now) = answer.running else { continue };
                 let former = before.iter().find(|it| it.id == now.id);
                 if former.is_some_and(|it| it.config_load_time != now.config_load_time) {
@@ -334,7 +315,7 @@ impl Servers {
     ///
     /// Where there is nobody to ask: whether they were told.
     pub fn proven(&self) -> BTreeSet<String> {
-        let told = matches!(self.ask, Ask::Nothing) && self.ordered;
+        let told = matches!(self.access, Access::Nothing) && self.ordered;
         let marks = self.known.iter().filter_map(|it| it.proven.as_ref()).map(Proven::mark);
         marks.chain(told.then(|| TOLD.to_owned())).collect()
     }
@@ -347,7 +328,7 @@ impl Servers {
     /// Who answers on the system account as well, and is none of the servers that must run the file:
     /// it is in no cluster that `system_url` leads to. Nobody tells it anything.
     pub fn strangers(&self) -> Vec<&Running> {
-        self.ask.strangers()
+        self.access.strangers()
     }
 
     /// Looks at the servers between passes. Returns once one runs something else than it was proven to,
@@ -367,7 +348,7 @@ impl Servers {
                 clients: running.map(|it| it.connections),
             };
             let sights: Vec<Sight> = answers.into_iter().map(sight).collect();
-            seen(&sights, &self.ask.strangers());
+            seen(&sights, &self.access.strangers());
             self.tell_silent(&sights);
             if sights.iter().any(|it| it.clients.is_ok() && !it.as_proven) {
                 return;
@@ -431,9 +412,9 @@ impl Servers {
         &mut self,
         users: &BTreeSet<String>,
     ) -> Option<(BTreeMap<String, usize>, Option<ServerError>)> {
-        self.ask.system()?;
+        self.access.system()?;
         let answers = self.look(LOOK).await;
-        let system = self.ask.system()?;
+        let system = self.access.system()?;
         let deadline = Instant::now() + LOOK;
         let each = answers
             .into_iter()
@@ -495,7 +476,7 @@ impl Servers {
         self.turn_to(file, &answers);
         self.cut.users.extend(file.losing.iter().cloned());
         if !file.changed {
-            self.ordered |= matches!(self.ask, Ask::Nothing) && file.proven.contains(TOLD);
+            self.ordered |= matches!(self.access, Access::Nothing) && file.proven.contains(TOLD);
             wanted.digest = digest(file, self.timeout).await;
             self.judge(&answers, &wanted);
         }
@@ -593,7 +574,7 @@ impl Servers {
                 if let Ok(it) = &answer.running {
                     // A digest is shown once the reload begins, and who came back just before that
                     // may not be listed yet.
-                    let over = self.ask.system().is_none() || !cut.awaits(it);
+                    let over = self.access.system().is_none() || !cut.awaits(it);
                     return self.known(it).proven.is_some() && over
                         || refusal(&orders, &it.id).is_some()
                         || begun.elapsed() > GLANCE && self.needs_restart(file, it).is_some();
@@ -605,7 +586,7 @@ impl Servers {
             if answers.iter().all(&mut settled) || left.is_zero() {
                 return (answers, orders, took);
             }
-            if let Some(system) = self.ask.system()
+            if let Some(system) = self.access.system()
                 && file.changed
                 && file.refusal().is_none()
             {
@@ -626,9 +607,11 @@ impl Servers {
         deadline: Instant,
     ) -> Vec<Order> {
         cut.ordered(stale);
-        let order = self.reload.order(&self.ask, stale, deadline);
+        let order = self.reload.order(&self.access, stale, deadline);
         // Where the file is not new, a reload has failed, and may fail again: they would be back.
-        let Some(system) = self.ask.system().filter(|_| file.changed) else { return order.await };
+        let Some(system) = self.access.system().filter(|_| file.changed) else {
+            return order.await;
+        };
         let soon = deadline.min(Instant::now() + GLANCE);
         if !matches!(self.reload, Reload::System) {
             let orders = order.await;
@@ -652,11 +635,11 @@ impl Servers {
         let running = answers.iter().filter_map(Answer::ok);
         let proven: Vec<_> = running.filter(|it| self.known(it).proven.is_some()).collect();
         self.cut = cut.after(&proven);
-        if let Some(system) = self.ask.system() {
+        if let Some(system) = self.access.system() {
             self.receipt = cut.finish(system, &proven, deadline).await;
         }
         self.leaf_nodes = self.left_over(file, &cut, answers).await;
-        if let Some(system) = self.ask.system() {
+        if let Some(system) = self.access.system() {
             let patience = Instant::now() + GLANCE;
             while !self.leaf_nodes.is_empty() && Instant::now() < patience {
                 system.close(&self.leaf_nodes, patience).await;
@@ -687,7 +670,7 @@ impl Servers {
         for answer in answers {
             let Some(running) = answer.ok() else { continue };
             let proven = self.known(running).proven.is_some();
-            let connected = match self.ask.leaf_nodes(answer, Instant::now() + GLANCE).await {
+            let connected = match self.access.leaf_nodes(answer, Instant::now() + GLANCE).await {
                 Ok(connected) => connected,
                 Err(error) => {
                     warn!(server = answer.server, %error, "which leaf nodes are connected is not known");
@@ -714,8 +697,8 @@ impl Servers {
     }
 
     /// Asks every server, and notices which are new, restarted or missing.
-    async fn look(&mut self, patience: Duration) -> Vec<Answer> {
-        let mut answers = self.ask.everyone(patience).await;
+    pub(super) async fn look(&mut self, patience: Duration) -> Vec<Answer> {
+        let mut answers = self.access.everyone(patience).await;
         let present: BTreeSet<String> =
             answers.iter().filter_map(Answer::ok).map(|it| it.id.clone()).collect();
         for answer in &answers {
@@ -733,8 +716,8 @@ impl Servers {
                 None => self.known.push(known),
             }
         }
-        match &mut self.ask {
-            Ask::System(_) if !present.is_empty() => {
+        match &mut self.access {
+            Access::System(_) if !present.is_empty() => {
                 self.known.retain_mut(|it| {
                     present.contains(&it.id)
                         || it.missing.get_or_insert_with(Instant::now).elapsed() < ABSENCE
@@ -747,7 +730,7 @@ impl Servers {
                 let mut missing: Vec<String> = missing.map(|it| it.server.clone()).collect();
                 // One that was busy whenever we looked is in nobody's memory but its cluster's.
                 let absent = missing.len() + garbled.len();
-                if ask::unanswered(answers.iter().filter_map(Answer::ok)) > absent {
+                if nats::unanswered(answers.iter().filter_map(Answer::ok)) > absent {
                     missing.push("another server of the cluster".into());
                 }
                 answers.extend(missing.into_iter().map(|server| Answer {
@@ -755,7 +738,7 @@ impl Servers {
                     server,
                 }));
             }
-            Ask::System(_) | Ask::Monitors(_) | Ask::Nothing => (),
+            Access::System(_) | Access::Monitors(_) | Access::Nothing => (),
         }
         answers.sort_by(|a, b| a.server.cmp(&b.server));
         answers
@@ -839,7 +822,7 @@ impl Servers {
         if answers.is_empty() {
             return self.unasked(orders);
         }
-        let not = |why: Arc<ServerError>| State::NotInStep { why };
+        let not = |why: Arc<ServerError>| SyncStatus::NotInStep { why };
         let outcomes: Vec<Outcome> = answers
             .into_iter()
             .map(|Answer { server, running }| match running {
@@ -850,8 +833,10 @@ impl Servers {
                     let left = self.keeps_leaf_nodes(&server, &running);
                     let state = match (&self.known(&running).proven, left, wanted.file.doubt()) {
                         (Some(_), Some(why), _) => not(Arc::new(why)),
-                        (Some(_), None, Some(why)) => State::Unverified { why: why.into() },
-                        (Some(it), None, None) => State::InStep { proof: it.proof, note: it.note },
+                        (Some(_), None, Some(why)) => SyncStatus::Unverified { why: why.into() },
+                        (Some(it), None, None) => {
+                            SyncStatus::InStep { proof: it.proof, note: it.note }
+                        }
                         (None, ..) => not(refusal(orders, &running.id).unwrap_or_else(|| {
                             let server = server.clone();
                             let restart = self.needs_restart(wanted.file, &running);
@@ -871,7 +856,7 @@ impl Servers {
                 }
             })
             .collect();
-        if outcomes.iter().all(|it| matches!(it.state, State::InStep { .. })) {
+        if outcomes.iter().all(|it| matches!(it.state, SyncStatus::InStep { .. })) {
             for Order { target, taken } in orders {
                 if let Err(error) = taken {
                     warn!(target, %error, "a reload was not ordered, though every server runs the file");
@@ -889,7 +874,7 @@ impl Servers {
             server: server.to_owned(),
             count: users.len(),
             users: few(&users.into_iter().collect()),
-            told: self.ask.system().is_some(),
+            told: self.access.system().is_some(),
         })
     }
 
@@ -905,8 +890,8 @@ impl Servers {
         let outcome = |server| {
             let order = orders.iter().find(|it| it.target == server);
             let state = match order.and_then(|it| it.taken.as_ref().err()) {
-                Some(why) => State::NotInStep { why: why.clone() },
-                None => State::Unverified { why: why.into() },
+                Some(why) => SyncStatus::NotInStep { why: why.clone() },
+                None => SyncStatus::Unverified { why: why.into() },
             };
             Outcome { server, running: None, state, took: None }
         };
@@ -988,23 +973,6 @@ impl Proven {
     }
 }
 
-impl Running {
-    fn takes_stamps(&self) -> bool {
-        !self.other_metadata && since_2_12(&self.version)
-    }
-
-    /// What stays the same as long as the server runs the same config; before 2.11, until it loads
-    /// any.
-    fn mark(&self) -> String {
-        mark(self.config_digest.as_deref(), self.config_load_time)
-    }
-}
-
-fn mark(digest: Option<&str>, loaded: SystemTime) -> String {
-    let since = || loaded.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    digest.map_or_else(|| format!("loaded:{}", since().as_nanos()), str::to_owned)
-}
-
 impl Known {
     fn new(server: &str, running: &Running) -> Known {
         Known {
@@ -1026,12 +994,6 @@ impl Known {
         self.server == next.server
             || self.server == self.id && next.server == next.id && self.address == next.address
     }
-}
-
-/// Whether a nats-server of this version has `server_metadata`.
-fn since_2_12(version: &str) -> bool {
-    let mut numbers = version.split('.').map_while(|it| it.parse::<u32>().ok());
-    (numbers.next(), numbers.next()) >= (Some(2), Some(12))
 }
 
 /// What `nats-server -t` makes of the config on disk.

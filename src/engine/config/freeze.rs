@@ -3,8 +3,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{GLANCE, Servers};
-use crate::auth::Desired;
+use super::servers::Servers;
+use crate::{auth::Desired, nats::GLANCE};
 
 /// What a reload spends on a client whose hash has the cost 10, on the machines that we measured; one
 /// more doubles it.
@@ -18,7 +18,7 @@ impl Servers {
     /// `None`: nobody tells who is connected.
     pub async fn freeze(&mut self, desired: &Desired) -> Option<Duration> {
         let answers = self.look(GLANCE).await;
-        let servers = self.ask.clients(&answers, GLANCE).await?;
+        let servers = self.access.clients(&answers, GLANCE).await?;
         let each = |(name, count): (&String, &usize)| {
             let cost = desired.users.get(&**name)?.credential.bcrypt_cost()?;
             Some(checks(*count, cost))

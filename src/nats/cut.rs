@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::{
-    GLANCE, Running, ServerError,
-    ask::{Connection, Kicks, System},
+    Connection, GLANCE, Running, ServerError,
+    system::{Kicks, System},
 };
 
 /// When to look again for those who came back before the reload began; then after twice as long.
@@ -38,9 +38,9 @@ pub struct Receipt {
 
 /// A cut-off under way, or to come.
 #[derive(Debug)]
-pub(super) struct CutOff {
+pub(crate) struct CutOff {
     /// Who lost something.
-    pub(super) users: BTreeSet<String>,
+    pub(crate) users: BTreeSet<String>,
     begun: Instant,
     /// When to look again, and how long that is after the last look.
     next: (Instant, Duration),
@@ -70,7 +70,7 @@ impl Default for CutOff {
 
 impl CutOff {
     /// The same, beginning now. What is not over is still there if this is dropped.
-    pub(super) fn begin(&self) -> CutOff {
+    pub(crate) fn begin(&self) -> CutOff {
         CutOff {
             users: self.users.clone(),
             before: self.before.clone(),
@@ -81,7 +81,7 @@ impl CutOff {
     }
 
     /// These servers are to load the file, and run another one until then.
-    pub(super) fn ordered(&mut self, stale: &[&Running]) {
+    pub(crate) fn ordered(&mut self, stale: &[&Running]) {
         for it in stale {
             let before = self.before.insert(it.id.clone(), it.config_load_time);
             if before.is_some_and(|before| before != it.config_load_time) {
@@ -93,24 +93,24 @@ impl CutOff {
 
     /// What the next one has to know: which of these servers show what they run, and are not done
     /// with loading it.
-    pub(super) fn after(&self, proven: &[&Running]) -> CutOff {
+    pub(crate) fn after(&self, proven: &[&Running]) -> CutOff {
         let loading = proven.iter().filter(|it| self.before(&it.id) == Some(it.config_load_time));
         let before = loading.map(|it| (it.id.clone(), it.config_load_time)).collect();
         CutOff { before, ..CutOff::default() }
     }
 
     /// Whether the server's reload may not have looked yet at everybody who is to go.
-    pub(super) fn awaits(&self, running: &Running) -> bool {
+    pub(crate) fn awaits(&self, running: &Running) -> bool {
         !self.users.is_empty() && self.before(&running.id) == Some(running.config_load_time)
     }
 
     /// When a server had loaded its config that was ordered to load another, if that is not over.
-    pub(super) fn before(&self, server: &str) -> Option<SystemTime> {
+    pub(crate) fn before(&self, server: &str) -> Option<SystemTime> {
         self.before.get(server).copied()
     }
 
     /// Sends away who is to go, and waits until they are gone. Returns how many there were.
-    pub(super) async fn round(
+    pub(crate) async fn round(
         &mut self,
         system: &System,
         servers: &[&Running],
@@ -121,7 +121,7 @@ impl CutOff {
     }
 
     /// As [`CutOff::round`], if it is time for another one.
-    pub(super) async fn again(&mut self, system: &System, servers: &[&Running]) {
+    pub(crate) async fn again(&mut self, system: &System, servers: &[&Running]) {
         let (next, pause) = self.next;
         let now = Instant::now();
         if now >= next {
@@ -132,7 +132,7 @@ impl CutOff {
     }
 
     /// Sends away who is to go, ahead of anything that is asked of the servers from now on.
-    pub(super) async fn send(
+    pub(crate) async fn send(
         &mut self,
         system: &System,
         servers: &[&Running],
@@ -164,7 +164,7 @@ impl CutOff {
     }
 
     /// Waits until those who were sent away are gone. Returns how many there were.
-    pub(super) async fn gone(
+    pub(crate) async fn gone(
         &mut self,
         system: &System,
         kicks: Option<Kicks>,
@@ -184,7 +184,7 @@ impl CutOff {
     }
 
     /// Looks until nobody is left, and says what was done.
-    pub(super) async fn finish(
+    pub(crate) async fn finish(
         &mut self,
         system: &System,
         servers: &[&Running],
@@ -214,7 +214,7 @@ impl CutOff {
     }
 
     /// Whether somebody who is to go may have connected with the former rights.
-    pub(super) fn concerns(&self, running: &Running, connection: &Connection) -> bool {
+    pub(crate) fn concerns(&self, running: &Running, connection: &Connection) -> bool {
         self.users.contains(&connection.user) && connection.start < self.former(running)
     }
 

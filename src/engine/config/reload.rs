@@ -12,8 +12,10 @@ use futures_util::future::join_all;
 use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group, test_kill_process};
 use tokio::{io::AsyncReadExt as _, net::unix::pipe, process, time, time::Instant};
 
-use super::{Running, ServerError, ask::Ask};
-use crate::options::{NatsOptions, keep_settings_from};
+use crate::{
+    nats::{Access, Running, ServerError},
+    options::{NatsOptions, keep_settings_from},
+};
 
 /// How much of what a command says is kept: its end.
 const OUTPUT: usize = 1024;
@@ -117,7 +119,7 @@ impl Reload {
     /// Orders the stale servers to reload; or all of them, if they cannot be told apart.
     pub(super) async fn order(
         &self,
-        ask: &Ask,
+        access: &Access,
         stale: &[&Running],
         deadline: Instant,
     ) -> Vec<Order> {
@@ -125,14 +127,14 @@ impl Reload {
             target,
             taken: taken.map_err(Arc::new),
         };
-        match (self, ask) {
+        match (self, access) {
             (Reload::Command(command), _) => {
                 vec![order(command.program.clone(), command.run(deadline).await)]
             }
             (Reload::Signal(files), _) => {
                 files.iter().map(|it| order(it.display().to_string(), hang_up(it))).collect()
             }
-            (Reload::System, Ask::System(system)) => {
+            (Reload::System, Access::System(system)) => {
                 let each = stale
                     .iter()
                     .map(async |it| order(it.id.clone(), system.reload(it, deadline).await));

@@ -1,0 +1,3 @@
+//! What makes nats-servers enforce what should be.
+
+pub mod config;
