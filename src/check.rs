@@ -10,12 +10,14 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::{
-    apply::{Adopt, ApplyError, AuthFile},
+    causes::chain,
+    engine::EngineError,
+    engine::config::AuthFile,
     engine::config::Servers,
     options::Options,
     reconcile::{ReconcileError, Reconciler},
     source::PocketBase,
-    status::chain,
+    state::Adopt,
 };
 
 /// One thing that was looked at.
@@ -65,7 +67,7 @@ pub async fn check(options: &Options) -> Vec<Line> {
     let mut lines = Vec::new();
     settings(options, &mut lines);
     let mut file = AuthFile::new(options);
-    let main_config = file.main_config();
+    let main_config = file.main_config_now();
     let plan = match open(options) {
         Ok(mut reconciler) => {
             let plan = reconciler.plan(Adopt::No).await;
@@ -83,7 +85,7 @@ pub async fn check(options: &Options) -> Vec<Line> {
         Some(Err(ReconcileError::Snapshot(_))) | None => None,
         Some(Err(error)) => {
             // And so will the main config be.
-            if !matches!(error, ReconcileError::Apply(ApplyError::MainConfig(_))) {
+            if !matches!(error, ReconcileError::Engine(EngineError::MainConfig(_))) {
                 lines.push(Line::wrong("auth_file.unusable", chain(error), error.hint()));
             }
             None

@@ -19,9 +19,11 @@ use serde_json::{Value, json};
 
 use crate::{
     Source as _,
-    apply::{Adopt, ApplyError, AuthFile, Existing, add_to_main_config, place},
+    engine::EngineError,
+    engine::config::{AuthFile, add_to_main_config},
     options::{Options, PocketBaseOptions},
     source::{PocketBase, STATUS_COLLECTION, SourceError, Superuser},
+    state::{Adopt, Existing, StateError, place},
 };
 
 use self::schema::There;
@@ -91,7 +93,10 @@ pub enum InitError {
     PocketBase(#[from] SourceError),
     /// A file could not be written. What was there is there.
     #[error("nats-server's side could not be set up")]
-    File(#[from] ApplyError),
+    File(#[from] StateError),
+    /// The main config, or what it includes, is not as it should be. It was left alone.
+    #[error("nats-server's side could not be set up")]
+    Engine(#[from] EngineError),
     /// The main config lets users in itself, whom the include would lock out. It was left alone.
     #[error(
         "`{}` has an `authorization` block of its own (line {line}), which the include would \
@@ -135,15 +140,17 @@ impl InitError {
                 "give collections names of letters, digits and `_`".into()
             }
             InitError::PocketBase(error) => return error.hint(),
-            InitError::File(ApplyError::Rejected(_)) => {
+            InitError::Engine(EngineError::Rejected(_)) => {
                 "the main config is as it was; mend what is told, or add the lines by hand".into()
             }
-            InitError::File(ApplyError::MainConfig(_)) => {
+            InitError::Engine(EngineError::MainConfig(_)) => {
                 "`--nats-config` is the file that nats-server is started with (`nats-server -c FILE`); \
                  without it, the lines are printed that have to be added"
                     .into()
             }
-            InitError::File(error) => return error.hint().map(str::to_owned),
+            InitError::Engine(EngineError::State(error)) | InitError::File(error) => {
+                return error.hint().map(str::to_owned);
+            }
             InitError::Occupied { .. } => {
                 "run it without `--nats-config`, make records for these users (`pb-nats user add`), \
                  remove the block, and run it again with `--nats-config`"
@@ -185,7 +192,7 @@ pub async fn plan(wanted: &Wanted, superuser: Superuser) -> Result<Plan, InitErr
         }
     }
     let mut auth_file = AuthFile::new(&options);
-    if auth_file.read(Adopt::No)?.desired.is_none() {
+    if auth_file.state.read(Adopt::No)?.desired.is_none() {
         steps.push(Step::AuthFile(options.auth_file.path.clone()));
     }
     let by_hand = wanted.main_config.is_none() && options.nats.config_file.is_none();

@@ -26,14 +26,15 @@ compile_error!("pb-nats needs signals, file modes and atomic renames as Unix has
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+pub mod causes;
 pub mod options;
 
 pub mod source;
 
 pub mod auth;
 
-pub mod apply;
 pub mod nats;
+pub mod state;
 
 pub mod engine;
 
@@ -48,6 +49,9 @@ pub mod users;
 
 pub mod admin;
 
+mod hint;
+
+pub use hint::hint;
 pub use options::Options;
 pub use reconcile::Reconciler;
 pub use source::{PocketBase, Source};

@@ -7,15 +7,8 @@ use std::{env, io, iter, path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use pb_nats::{
-    admin::AdminError,
-    apply::ApplyError,
-    init::InitError,
-    nats::{ServerError, TrialError},
-    options::OptionsError,
-    reconcile::ReconcileError,
-    source::SourceError,
-    status::causes,
-    users::UserError,
+    admin::AdminError, causes::causes, nats::ServerError, options::OptionsError,
+    reconcile::ReconcileError, source::SourceError, users::UserError,
 };
 use tracing_subscriber::EnvFilter;
 
@@ -164,19 +157,11 @@ fn told(error: &anyhow::Error) -> String {
 }
 
 fn hint(error: &anyhow::Error) -> Option<String> {
-    error.chain().find_map(|it| {
-        None.or_else(|| it.downcast_ref::<OptionsError>()?.hint())
-            .or_else(|| it.downcast_ref::<Usage>()?.hint.clone())
+    let ours = error.chain().find_map(|it| {
+        None.or_else(|| it.downcast_ref::<Usage>()?.hint.clone())
             .or_else(|| Some(it.downcast_ref::<DevError>()?.hint()))
-            .or_else(|| it.downcast_ref::<ReconcileError>()?.hint())
-            .or_else(|| it.downcast_ref::<InitError>()?.hint())
-            .or_else(|| it.downcast_ref::<UserError>()?.hint())
-            .or_else(|| it.downcast_ref::<SourceError>()?.hint())
-            .or_else(|| it.downcast_ref::<ApplyError>()?.hint().map(str::to_owned))
-            .or_else(|| it.downcast_ref::<ServerError>()?.hint())
-            .or_else(|| it.downcast_ref::<TrialError>()?.hint())
-            .or_else(|| Some(it.downcast_ref::<AdminError>()?.hint().to_owned()))
-    })
+    });
+    ours.or_else(|| pb_nats::hint(error.as_ref()))
 }
 
 fn exit_code(error: &anyhow::Error) -> ExitCode {

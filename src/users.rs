@@ -12,14 +12,17 @@ use serde_json::{Value, json};
 
 use crate::{
     Options, Source as _,
-    apply::{Adopt, ApplyError, AuthFile, Placement},
     auth::{
         self, Credential, Desired, Effect, Finding, Grant, PasswordHash, Permissions, Policy,
         RoleRecord, Rules, Snapshot, Subject, Subjects, UserRecord,
     },
-    engine::config::{self, Outcome, Servers},
+    engine::{
+        EngineError,
+        config::{self, AuthFile, Outcome, Placement, Servers},
+    },
     options::{PocketBaseOptions, Secret},
     source::{PocketBase, SourceError, Superuser},
+    state::{Adopt, StateFile},
 };
 
 /// bcrypt's lowest cost: enough for what cannot be guessed.
@@ -226,7 +229,7 @@ pub enum UserError {
     PocketBase(#[from] SourceError),
     /// The main config, with the names that are taken, could not be read.
     #[error("the names that nats-server has itself are not known")]
-    MainConfig(#[from] ApplyError),
+    MainConfig(#[from] EngineError),
     /// There is no such user, or there is more than one.
     #[error("{found} have the name {name:?}", found = if *.count == 0 { "no users" } else { "several users" })]
     NotOne {
@@ -418,7 +421,7 @@ pub async fn set_password(
 pub async fn doubt(options: &Options) -> Option<String> {
     let surveyed = async {
         let mut file = AuthFile::new(options);
-        let placement = file.main_config()?.map(|it| it.placement());
+        let placement = file.main_config_now()?.map(|it| it.placement());
         if let Some(placement) = placement.filter(|it| !matches!(it, Placement::InForce)) {
             return Ok(Some(placement.to_string()));
         }
@@ -426,13 +429,13 @@ pub async fn doubt(options: &Options) -> Option<String> {
         if current.desired.is_none() {
             return Ok(Some("there is no auth file yet".into()));
         }
-        let applied = file.as_it_is(&current).await?;
+        let applied = file.as_it_is(&current).await;
         let outcomes = match Servers::new(&options.nats, &options.folder) {
             Ok(mut servers) => servers.survey(&applied).await,
             Err(error) => return Ok(Some(error.to_string())),
         };
         let shown = |it: &Outcome| matches!(it.state, config::SyncStatus::InStep { .. });
-        Ok::<_, ApplyError>(outcomes.iter().find(|it| !shown(it)).map(Outcome::to_string))
+        Ok::<_, EngineError>(outcomes.iter().find(|it| !shown(it)).map(Outcome::to_string))
     };
     surveyed.await.unwrap_or_else(|error| Some(error.to_string()))
 }
@@ -442,7 +445,7 @@ pub async fn list(options: &Options) -> Result<Vec<Listed>, UserError> {
     let snapshot = snapshot(options).await?;
     let (desired, findings) = desired(options, &snapshot)?;
     let file =
-        AuthFile::new(options).read(Adopt::Yes).ok().map(|it| it.desired.unwrap_or_default());
+        StateFile::new(options).read(Adopt::Yes).ok().map(|it| it.desired.unwrap_or_default());
     let mut left_out: HashMap<&str, Vec<String>> = HashMap::new();
     for it in findings.iter().filter(|it| {
         it.effect == Effect::LeftOut && it.collection == options.pocketbase.user_collection
@@ -541,14 +544,13 @@ async fn snapshot(options: &Options) -> Result<Snapshot, SourceError> {
     PocketBase::open(&options.pocketbase)?.snapshot().await
 }
 
-fn desired(options: &Options, snapshot: &Snapshot) -> Result<(Desired, Vec<Finding>), ApplyError> {
+fn desired(options: &Options, snapshot: &Snapshot) -> Result<(Desired, Vec<Finding>), EngineError> {
     let mut policy = Policy::from(options);
     let mut file = AuthFile::new(options);
-    let main_config = file.main_config()?;
-    if let Some(main_config) = main_config {
+    if let Some(main_config) = file.main_config_now()? {
         main_config.rule(&mut policy);
     }
-    Ok(file.in_force().next(snapshot, &policy))
+    Ok(file.state.in_force().next(snapshot, &policy))
 }
 
 /// The users as they are, for whoever changes them.

@@ -17,10 +17,10 @@ use crate::{
         Action, Delivery, Explain, Question, counted,
         explain::{BadQuestion, WhoCan},
     },
+    causes::chain,
     options::Options,
     reconcile::Reconciler,
     source::PocketBase,
-    status::chain,
 };
 
 /// So long the records that were read serve for further questions. They may take much memory, and

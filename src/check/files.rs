@@ -12,12 +12,14 @@ use rustix::fs::{Access, access};
 
 use super::Line;
 use crate::{
-    apply::{ApplyError, AuthFile, MainConfig, Placement, Unresolved},
     auth::Credential,
-    engine::config,
+    causes::chain,
+    engine::{
+        EngineError,
+        config::{self, AuthFile, MainConfig, Placement, Unresolved},
+    },
     options::Options,
     reconcile::Plan,
-    status::chain,
 };
 
 /// Files with secrets that others on this machine can read.
@@ -49,7 +51,7 @@ pub(super) fn secrets(options: &Options, lines: &mut Vec<Line>) {
 pub(super) async fn main_config(
     options: &Options,
     file: &mut AuthFile,
-    config: Result<Option<MainConfig>, ApplyError>,
+    config: Result<Option<MainConfig>, EngineError>,
     plan: Option<&Plan>,
     lines: &mut Vec<Line>,
 ) -> Option<MainConfig> {
@@ -240,7 +242,7 @@ pub(super) fn auth_file(
     lines: &mut Vec<Line>,
 ) {
     let before = lines.len();
-    let path = fs::canonicalize(file.path()).unwrap_or_else(|_| file.path().to_owned());
+    let path = fs::canonicalize(file.state.path()).unwrap_or_else(|_| file.state.path().to_owned());
     let folder = parent(&path);
     if !folder.is_dir() {
         let folder = folder.display();

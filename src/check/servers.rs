@@ -9,13 +9,14 @@ use std::{
 
 use super::{Line, open_servers};
 use crate::{
-    apply::{Adopt, AuthFile, MainConfig},
     auth::{ConnectionType, Desired, User, counted},
-    engine::config::{self, Servers, SyncStatus},
+    causes::chain,
+    engine::config::{self, AuthFile, MainConfig, Servers, SyncStatus},
     nats::{CommandLine, Running, ServerError},
     options::Options,
     reconcile::Plan,
-    status::{Stranger, chain, short},
+    state::{Adopt, StateFile},
+    status::{Stranger, short},
 };
 
 /// The oldest that we work with.
@@ -116,7 +117,7 @@ pub(super) async fn look(
         });
     }
     // Without the records, the file has the passwords too.
-    let mut former = || file.read(Adopt::Yes).ok()?.desired;
+    let mut former = || file.state.read(Adopt::Yes).ok()?.desired;
     let former = if plan.is_none() { former() } else { None };
     if let Some(desired) = plan.map(|it| &*it.desired).or(former.as_deref()) {
         leaf_nodes(options, config, desired, lines);
@@ -169,7 +170,7 @@ pub(super) async fn try_reload(options: &Options) -> Vec<Line> {
         Ok(servers) => servers,
         Err(line) => return vec![line],
     };
-    let there = AuthFile::new(options).read(Adopt::Yes).ok().and_then(|it| it.desired);
+    let there = StateFile::new(options).read(Adopt::Yes).ok().and_then(|it| it.desired);
     let expected = match &there {
         Some(desired) => servers.freeze(desired).await,
         None => None,

@@ -8,13 +8,13 @@ use std::{
 use super::Line;
 use crate::{
     auth::Grant,
+    causes::chain,
     options::{Options, PocketBaseOptions},
     reconcile::{Plan, ReconcileError},
     source::{
         Account, Collection, Inspection, Link, PocketBase, STATUS_COLLECTION, SourceError,
         StatusCollection, admits_any_account, no_input_for_passwords,
     },
-    status::chain,
 };
 
 /// A token that ends sooner is worth a word.

@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, fmt::Write as _, process::ExitCode};
 
 use pb_nats::{
     Options,
-    apply::{AuthFile, Backup, Held},
     auth::counted,
     reconcile::{GiveBack, ReconcileError},
+    state::StateFile,
+    state::{Backup, Held},
 };
 use serde_json::json;
 
@@ -55,7 +56,7 @@ pub(crate) fn backups(cli: &Cli, arguments: &Backups) -> anyhow::Result<ExitCode
 
 fn list(cli: &Cli, json: bool) -> anyhow::Result<ExitCode> {
     let options = options(cli)?;
-    let backups = AuthFile::new(&options).backups()?;
+    let backups = StateFile::new(&options).backups()?;
     if json {
         let backups = backups.iter().map(|Backup { name, replaced, size, held }| {
             let (users, roles, problem) = match held {
@@ -92,7 +93,7 @@ fn list(cli: &Cli, json: bool) -> anyhow::Result<ExitCode> {
 
 async fn restore(cli: &Cli, name: &str, consent: GiveBack) -> anyhow::Result<ExitCode> {
     let (mut reconciler, options) = open(cli)?;
-    let doing = reconciler.doing();
+    let doing = reconciler.activity();
     let restored = waiting(cli, doing, reconciler.restore(name, consent)).await;
     let told = |it| diff::told(it, &BTreeMap::new());
     match &restored {
@@ -104,7 +105,7 @@ async fn restore(cli: &Cli, name: &str, consent: GiveBack) -> anyhow::Result<Exi
         }
         Err(_) => (),
     }
-    if !matches!(restored, Err(ReconcileError::Apply(_))) {
+    if !matches!(restored, Err(ReconcileError::Engine(_))) {
         warn_of_the_next_pass(&options);
     }
     restored?;
@@ -114,7 +115,7 @@ async fn restore(cli: &Cli, name: &str, consent: GiveBack) -> anyhow::Result<Exi
 /// What is restored holds only until the records are looked at again.
 fn warn_of_the_next_pass(options: &Options) {
     let mend = "PocketBase is not changed: mend the records there";
-    let warning = match AuthFile::new(options).keeper() {
+    let warning = match StateFile::new(options).keeper() {
         Some(pid) => {
             let pid = pid.map(|it| format!(" (process {it})")).unwrap_or_default();
             format!(

@@ -16,10 +16,11 @@ use std::{
 use pb_nats::{
     Options,
     admin::Admin,
-    apply::{ApplyError, Existing, lock_folder, place, private_folder, temporary_folder},
     init::{self, Wanted},
     options::{Secret, keep_settings_from},
     source::{Login, SourceError, Superuser},
+    state::StateError,
+    state::{Existing, lock_folder, place, private_folder, temporary_folder},
     users::{self, NewUser, Password},
 };
 use serde_json::json;
@@ -156,7 +157,7 @@ async fn dev(cli: &Cli, arguments: &Dev) -> anyhow::Result<ExitCode> {
     let programs = programs(arguments, former.as_ref())?;
     private_folder(&folder.path)?;
     let _lock = lock_folder(&folder.path).map_err(|error| match error {
-        ApplyError::Locked { pid, .. } => {
+        StateError::Locked { pid, .. } => {
             DevError::AtWork { folder: folder.path.clone(), pid }.into()
         }
         other => anyhow::Error::from(other),

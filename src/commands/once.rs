@@ -3,10 +3,10 @@
 use std::{fmt::Write as _, process::ExitCode};
 
 use pb_nats::{
-    apply::Adopt,
     auth::counted,
     engine::config::SyncStatus,
     reconcile::{Consent, Converged},
+    state::Adopt,
 };
 
 use super::{complain, open, show, tell_findings, terminal::waiting};
@@ -26,7 +26,7 @@ pub(crate) async fn once(cli: &Cli, arguments: &Once) -> anyhow::Result<ExitCode
     let (mut reconciler, _) = open(cli)?;
     let adopt = if arguments.adopt { Adopt::Yes } else { Adopt::No };
     let consent = Consent { removals: arguments.accept_removals, adopt };
-    let passed = waiting(cli, reconciler.doing(), reconciler.pass(consent)).await;
+    let passed = waiting(cli, reconciler.activity(), reconciler.pass(consent)).await;
     tell_findings(reconciler.findings());
     let converged = passed?;
     let text = match &converged.changes {

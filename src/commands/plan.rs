@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, fmt::Write as _, process::ExitCode};
 
 use pb_nats::{
-    apply::Adopt,
     auth::{self, Changes, Diff, counted},
     engine::config::SyncStatus,
     nats::ServerError,
+    state::Adopt,
 };
 use serde_json::json;
 
@@ -25,7 +25,7 @@ pub(crate) struct Plan {
 
 pub(crate) async fn plan(cli: &Cli, arguments: &Plan) -> anyhow::Result<ExitCode> {
     let (mut reconciler, _) = open(cli)?;
-    let doing = reconciler.doing();
+    let doing = reconciler.activity();
     let plan = waiting(cli, doing.clone(), reconciler.plan(Adopt::No)).await?;
     tell_findings(&plan.findings);
     let former = plan.former.as_deref().cloned().unwrap_or_default();
@@ -136,7 +136,7 @@ fn touched(counts: &BTreeMap<String, usize>, losing: &[String]) -> (usize, usize
 
 pub(crate) async fn render(cli: &Cli) -> anyhow::Result<ExitCode> {
     let (mut reconciler, _) = open(cli)?;
-    let doing = reconciler.doing();
+    let doing = reconciler.activity();
     let (desired, findings) = waiting(cli, doing, reconciler.desired()).await?;
     tell_findings(&findings);
     print(&auth::render(&desired))

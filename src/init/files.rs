@@ -13,10 +13,12 @@ use super::{
     schema::{self, There},
 };
 use crate::{
-    apply::{ApplyError, MainConfig, Placement, Unresolved, judge},
     auth::{closed, conf::quote},
+    engine::EngineError,
+    engine::config::{MainConfig, Placement, Unresolved, judge},
     nats::CommandLine,
     options::{Options, settings_file},
+    state::StateError,
 };
 
 /// The address of a monitor that is added to a main config.
@@ -31,14 +33,15 @@ pub(super) async fn addition(
     new: bool,
     notes: &mut Vec<String>,
 ) -> Result<Option<String>, InitError> {
-    let path = &std::path::absolute(path).map_err(ApplyError::MainConfig)?;
+    let path = &std::path::absolute(path).map_err(EngineError::MainConfig)?;
     let dir = path.parent().unwrap_or(Path::new("/"));
     if new {
         options.auth_file.path = dir.join(&options.auth_file.path);
         options.auth_file.backup_dir = dir.join(&options.auth_file.backup_dir);
         options.nats.config_file = Some(path.to_owned());
     }
-    let config = MainConfig::read(path, &options.auth_file.path).map_err(ApplyError::MainConfig)?;
+    let config =
+        MainConfig::read(path, &options.auth_file.path).map_err(EngineError::MainConfig)?;
     let cannot = |why: String| InitError::MainConfig { path: path.to_owned(), why };
     let placement = config.placement();
     match &placement {
@@ -148,7 +151,7 @@ pub(super) fn settings(
     there: &There,
 ) -> Result<String, InitError> {
     let defaults = Options::default();
-    let folder = std::path::absolute(path).map_err(|source| ApplyError::Io {
+    let folder = std::path::absolute(path).map_err(|source| StateError::Io {
         path: path.to_owned(),
         what: "found",
         source,

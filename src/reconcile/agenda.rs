@@ -5,7 +5,10 @@ use std::{mem, time::Duration};
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::{auth::Limits, status::Waiting};
+use crate::{
+    auth::{Changes, Limits},
+    status::Waiting,
+};
 
 /// How long to rest after a look for revocations, as a multiple of the time that it took.
 pub(super) const REST: u32 = 4;
@@ -38,6 +41,30 @@ pub(super) enum Scope {
 }
 
 impl Scope {
+    /// Whether nothing but a revocation is a reason for this pass.
+    pub(super) fn is_for_revocations(self) -> bool {
+        match self {
+            Scope::RevocationsOnly { .. } => true,
+            Scope::Everything { .. } | Scope::DeferGrants { .. } => false,
+        }
+    }
+
+    /// Whether these changes are a reason for this pass.
+    pub(super) fn admits(self, changes: &Changes) -> bool {
+        match self {
+            Scope::RevocationsOnly { removal_budget } => is_urgent(changes, removal_budget),
+            Scope::Everything { .. } | Scope::DeferGrants { .. } => true,
+        }
+    }
+
+    /// Until when grants are deferred, and for how long a reload would keep log-ins waiting.
+    pub(super) fn quiet_period(self) -> Option<(std::time::Instant, Duration)> {
+        match self {
+            Scope::DeferGrants { until, freeze, .. } => Some((until.into_std(), freeze)),
+            Scope::Everything { .. } | Scope::RevocationsOnly { .. } => None,
+        }
+    }
+
     /// How many users may still be removed ahead of the burst's end, after this pass removed some.
     pub(super) fn removal_budget(self, removed: usize) -> Option<usize> {
         match self {
@@ -48,6 +75,12 @@ impl Scope {
             }
         }
     }
+}
+
+/// Whether something is revoked, and no more users are removed than may be before the guard has seen all
+/// that is to come.
+pub(super) fn is_urgent(changes: &Changes, removal_budget: usize) -> bool {
+    !changes.users_losing.is_empty() && changes.users_removed.len() <= removal_budget
 }
 
 /// When to look next, and for what.
@@ -97,6 +130,16 @@ impl Agenda {
         }
     }
 
+    /// Whether the first pass is made without waiting for a change.
+    pub(super) fn begins_at_once(&self) -> bool {
+        self.pace.initial
+    }
+
+    /// How long there may be no pass.
+    pub(super) fn resync(&self) -> Duration {
+        self.pace.resync
+    }
+
     /// When to look next, and for what.
     pub(super) fn next(&self) -> (Instant, Scope) {
         let burst = self.burst.iter().flatten();
@@ -113,7 +156,7 @@ impl Agenda {
     }
 
     /// A pass is due now, whether or not there was a hint.
-    pub(super) fn disturbed(&mut self) {
+    pub(super) fn due_now(&mut self) {
         self.pass = Instant::now();
     }
 
@@ -125,12 +168,17 @@ impl Agenda {
         self.probe.get_or_insert(self.next_probe.max(now));
     }
 
-    /// A look that began then is over, whatever came of it.
+    /// A look begins, and will see what all hints so far were about.
+    pub(super) fn begins(&mut self) {
+        self.probe = None;
+    }
+
+    /// A look that began then has seen what there is, whatever comes of it.
     ///
     /// Looks may take long where there are many records: four fifths of the time belong to others.
     pub(super) fn looked(&mut self, begun: Instant) {
-        self.probe = None;
         self.next_probe = Instant::now() + begun.elapsed() * REST;
+        self.probe = self.probe.map(|it| it.max(self.next_probe));
     }
 
     /// A pass of this scope came to its end, and removed so many users.
@@ -232,6 +280,7 @@ mod tests {
                 let (at, scope) = agenda.next();
                 time::sleep_until(at).await;
                 let begun = Instant::now();
+                agenda.begins();
                 time::advance(LOOK).await;
                 agenda.looked(begun);
                 agenda.passed(scope, 0);
@@ -263,6 +312,7 @@ mod tests {
         agenda.hinted();
         let (_, scope) = agenda.next();
         assert_eq!(scope, Scope::RevocationsOnly { removal_budget: 9 });
+        agenda.begins();
         agenda.looked(Instant::now());
         agenda.failed(scope, RETRY);
         agenda.hinted();
@@ -275,6 +325,7 @@ mod tests {
     async fn what_supersedes_is_at_once_and_few() {
         let mut agenda = Agenda::new(PACE, LIMITS);
         for removed in [4, 5] {
+            agenda.begins();
             time::advance(Duration::from_mins(1)).await;
             agenda.looked(Instant::now() - Duration::from_mins(1));
             agenda.superseded(removed);
@@ -300,6 +351,7 @@ mod tests {
             }
             unseen = unseen.max(seen.elapsed());
             let look = Instant::now();
+            agenda.begins();
             time::advance(LOOK).await;
             agenda.looked(look);
             match scope {
@@ -354,6 +406,7 @@ mod tests {
         agenda.passed(ALL, 0);
         agenda.reloaded(Duration::from_mins(1));
         agenda.hinted();
+        agenda.begins();
         agenda.looked(Instant::now());
         let (at, scope) = agenda.next();
         assert!(at <= Instant::now() + PACE.debounce, "{agenda:?}");

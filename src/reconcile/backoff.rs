@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, error, info};
 
 use super::ReconcileError;
-use crate::status::chain;
+use crate::causes::chain;
 
 /// The wait between failed passes: it doubles until one comes to its end.
 #[derive(Debug, Default)]

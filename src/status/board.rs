@@ -17,10 +17,11 @@ use tracing::info;
 
 use super::{
     Change, CutOff, Failure, Findings, HeldBack, PassStatus, Record, Running, ServerStatus,
-    SourceStatus, State, Status, Step, Stranger, Waiting, chain,
+    SourceStatus, State, Status, Step, Stranger, Waiting,
 };
 use crate::{
     auth::{Changes, Desired, Effect, Finding, Refused, Snapshot},
+    causes::chain,
     engine::config::{self, Outcome, Sight},
     nats::{self, Receipt, ServerError},
     options::Options,
@@ -423,11 +424,20 @@ impl Board {
         self.watch.change(|it| it.status.pass.running = None);
     }
 
-    /// The pass is over: why it stopped, if it did, and which connections were closed.
-    pub(crate) fn ends(&mut self, failure: Option<Failure>, receipt: Option<&Receipt>) {
-        let cut_off = receipt.map(CutOff::from);
-        let kicks = cut_off.as_ref().map_or(0, |it| it.connections);
-        self.watch.tally.kicks.inc_by(kicks.try_into().unwrap_or(u64::MAX));
+    /// Which connections were closed.
+    pub(crate) fn cuts_off(&mut self, receipt: Option<&Receipt>) {
+        let Some(cut_off) = receipt.map(CutOff::from) else { return };
+        let kicks = cut_off.connections.try_into().unwrap_or(u64::MAX);
+        self.watch.tally.kicks.inc_by(kicks);
+        self.watch.change(|it| {
+            if let Some(change) = it.status.changes.front_mut() {
+                change.cut_off = Some(cut_off);
+            }
+        });
+    }
+
+    /// The pass is over: why it stopped, if it did.
+    pub(crate) fn ends(&mut self, failure: Option<Failure>) {
         let (begun, since) = self.begun;
         self.is_at(Step::Snapshot);
         let took = since.elapsed();
@@ -446,9 +456,6 @@ impl Board {
         self.watch.change(|it| {
             it.ready |= succeeded;
             let status = &mut it.status;
-            if let Some(change) = status.changes.front_mut() {
-                change.cut_off = cut_off.or(change.cut_off.take());
-            }
             let unverified = status.servers.iter().any(|it| it.state == State::Unverified);
             for (change, noticed) in status.changes.iter_mut().zip(proven) {
                 change.unverified = unverified;

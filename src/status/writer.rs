@@ -11,9 +11,10 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use super::{Record, State, Status, Watch, chain, many};
+use super::{Record, State, Status, Watch, many};
 use crate::{
     auth::Effect,
+    causes::chain,
     options::{Options, PocketBaseOptions},
     source::{OVERALL, Records, SourceError, StatusCollection, StatusRecord},
 };

@@ -11,14 +11,15 @@ use std::{
 };
 
 use pb_nats::{
-    apply::{Adopt, AuthFile},
     auth::{
         Changes, ConnectionTypes, Credential, Desired, Grant, PasswordHash, Rules, Subject,
         Subjects, User,
     },
+    engine::config::AuthFile,
     engine::config::{Outcome, Servers, SyncStatus},
     nats::Receipt,
     options::{NatsOptions, Options, Secret},
+    state::{Adopt, Keep},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
@@ -77,7 +78,11 @@ impl Town {
     /// Makes the file say something else, and the servers run it, as a pass does.
     async fn write(&mut self, former: &Desired, desired: &Desired) -> Vec<Outcome> {
         let current = self.file.read(Adopt::No).unwrap();
-        let applied = self.file.replace(Arc::new(desired.clone()), &current, false).await.unwrap();
+        let applied = self
+            .file
+            .replace(&Arc::new(desired.clone()), &current, false, Keep::IfWanted)
+            .await
+            .unwrap();
         self.servers.cut_off(&Changes::between(former, desired).users_losing);
         let outcomes = self.servers.converge(&applied).await;
         self.note();
@@ -87,7 +92,7 @@ impl Town {
     /// A pass that finds nothing to change.
     async fn unchanged(&mut self) -> Vec<Outcome> {
         let current = self.file.read(Adopt::No).unwrap();
-        let applied = self.file.as_it_is(&current).await.unwrap();
+        let applied = self.file.as_it_is(&current).await;
         let outcomes = self.servers.converge(&applied).await;
         self.note();
         outcomes
@@ -95,7 +100,7 @@ impl Town {
 
     fn note(&self) {
         let (losing, left) = self.servers.leaf_nodes();
-        self.file.note_leaf_nodes(losing, left, self.file.main_config().unwrap().as_ref());
+        self.file.note_leaf_nodes(losing, left);
     }
 
     /// Another process goes on.
@@ -181,7 +186,7 @@ fn loaded(nats: &Nats) -> Value {
 }
 
 fn in_step(outcomes: &[Outcome]) -> bool {
-    outcomes.iter().all(|it| matches!(it.state, State::InStep { .. }))
+    outcomes.iter().all(|it| matches!(it.state, SyncStatus::InStep { .. }))
 }
 
 /// Each user's password is the name.
@@ -282,13 +287,13 @@ async fn who_connects_after_the_reload_stays() {
     let mut town = Town::of(server(None), by_signal).await;
     let mut narrowed = town.nats[0].client("narrowed", "narrowed");
     let current = town.file.read(Adopt::No).unwrap();
-    town.file.replace(Arc::new(after()), &current, false).await.unwrap();
+    town.file.replace(&Arc::new(after()), &current, false, Keep::IfWanted).await.unwrap();
     town.servers.cut_off(&Changes::between(&before(), &after()).users_losing);
     town.nats[0].reload().unwrap();
     let mut later = town.nats[0].client("narrowed", "narrowed");
     // It runs the file already: nobody orders it to, and nothing was changed by this process.
     let current = town.file.read(Adopt::No).unwrap();
-    let unchanged = town.file.as_it_is(&current).await.unwrap();
+    let unchanged = town.file.as_it_is(&current).await;
     assert!(in_step(&town.servers.converge(&unchanged).await));
     assert!(narrowed.closed(SOON).is_some(), "it connected before");
     assert!(later.flush().is_ok(), "it connected after the reload");
@@ -359,7 +364,7 @@ async fn a_failed_reload_sends_nobody_away_and_the_next_one_does() {
     assert!(narrowed.flush().is_ok(), "it would only come back");
     write(&pid_file, pid);
     let current = town.file.read(Adopt::No).unwrap();
-    let unchanged = town.file.as_it_is(&current).await.unwrap();
+    let unchanged = town.file.as_it_is(&current).await;
     assert!(in_step(&town.servers.converge(&unchanged).await));
     assert!(narrowed.closed(SOON).is_some());
 }
@@ -387,7 +392,7 @@ async fn a_retry_sends_nobody_away_before_the_server_runs_the_file() {
 
     let mut back = town.nats[0].client("narrowed", "narrowed");
     let current = town.file.read(Adopt::No).unwrap();
-    let unchanged = town.file.as_it_is(&current).await.unwrap();
+    let unchanged = town.file.as_it_is(&current).await;
     assert!(!in_step(&town.servers.converge(&unchanged).await));
     assert!(back.flush().is_ok(), "it would only come back again");
     write(&script, lets_reload);
@@ -530,7 +535,7 @@ async fn a_server_that_keeps_a_leaf_node_from_before_is_not_called_in_force() {
             connected(&town.nats[0], &[loses, "same"]);
             let mut client = town.nats[0].client("gone", "gone");
             let outcomes = town.write(&before(), &after()).await;
-            let [Outcome { state: State::NotInStep { why }, .. }] = &outcomes[..] else {
+            let [Outcome { state: SyncStatus::NotInStep { why }, .. }] = &outcomes[..] else {
                 panic!("{version:?}, {loses}: {outcomes:#?}");
             };
             let said = why.to_string();
@@ -740,7 +745,7 @@ async fn an_unreadable_list_of_one_server_keeps_nobody_at_another() {
 
     let mut same = town.nats[0].client("same", "same");
     let outcomes = town.write(&before(), &after()).await;
-    assert!(matches!(outcomes[0].state, State::InStep { .. }), "{outcomes:#?}");
+    assert!(matches!(outcomes[0].state, SyncStatus::InStep { .. }), "{outcomes:#?}");
     assert!(losing.iter_mut().all(|it| it.closed(SOON).is_some()));
     assert!(same.flush().is_ok());
 }

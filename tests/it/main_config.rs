@@ -9,8 +9,8 @@ use std::{
 
 use nkeys::KeyPair;
 use pb_nats::{
-    apply::MainConfig,
     auth::{Desired, conf::Node, render},
+    engine::config::MainConfig,
 };
 use ring::digest;
 use serde_json::{Value, json};

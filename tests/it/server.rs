@@ -14,11 +14,12 @@ use std::{
 
 use futures_util::FutureExt as _;
 use pb_nats::{
-    apply::{Adopt, Applied, AuthFile},
     auth::{ConnectionTypes, Credential, Desired, Grant, PasswordHash, User},
+    engine::config::{Applied, AuthFile},
     engine::config::{Outcome, Proof, Servers, SyncStatus},
     nats::{Running, ServerError},
     options::{NatsOptions, Options, Secret},
+    state::{Adopt, Keep},
 };
 use serde_json::Value;
 
@@ -67,7 +68,10 @@ impl House {
     /// Makes the file say this.
     async fn hold(&mut self, desired: &Desired) -> Applied {
         let current = self.file.read(Adopt::No).unwrap();
-        self.file.replace(Arc::new(desired.clone()), &current, self.stamped).await.unwrap()
+        self.file
+            .replace(&Arc::new(desired.clone()), &current, self.stamped, Keep::IfWanted)
+            .await
+            .unwrap()
     }
 
     async fn changed(&mut self, users: &[&str]) -> Vec<Outcome> {
@@ -77,7 +81,7 @@ impl House {
 
     async fn unchanged(&mut self) -> Vec<Outcome> {
         let current = self.file.read(Adopt::No).unwrap();
-        let applied = self.file.as_it_is(&current).await.unwrap();
+        let applied = self.file.as_it_is(&current).await;
         self.converge(&applied).await
     }
 
@@ -121,14 +125,14 @@ fn by_system_account(nats: &Nats) -> impl FnOnce(&mut NatsOptions) {
 /// How the only server proved to run the file.
 fn proof(outcomes: &[Outcome]) -> Proof {
     match outcomes {
-        [Outcome { state: State::InStep { proof, .. }, .. }] => *proof,
+        [Outcome { state: SyncStatus::InStep { proof, .. }, .. }] => *proof,
         _ => panic!("{outcomes:#?}"),
     }
 }
 
 fn note(outcomes: &[Outcome]) -> Option<&'static str> {
     match outcomes {
-        [Outcome { state: State::InStep { note, .. }, .. }] => *note,
+        [Outcome { state: SyncStatus::InStep { note, .. }, .. }] => *note,
         _ => panic!("{outcomes:#?}"),
     }
 }
@@ -136,7 +140,7 @@ fn note(outcomes: &[Outcome]) -> Option<&'static str> {
 /// Why the only server does not run the file, with its cause and hint.
 fn why(outcomes: &[Outcome]) -> String {
     match outcomes {
-        [Outcome { state: State::NotInStep { why }, .. }] => told(why),
+        [Outcome { state: SyncStatus::NotInStep { why }, .. }] => told(why),
         _ => panic!("{outcomes:#?}"),
     }
 }
@@ -152,11 +156,11 @@ fn told(error: &ServerError) -> String {
 }
 
 fn is_unverified(outcomes: &[Outcome]) -> bool {
-    matches!(outcomes, [Outcome { state: State::Unverified { .. }, .. }])
+    matches!(outcomes, [Outcome { state: SyncStatus::Unverified { .. }, .. }])
 }
 
 fn in_step(outcomes: &[Outcome]) -> Vec<&str> {
-    let in_step = outcomes.iter().filter(|it| matches!(it.state, State::InStep { .. }));
+    let in_step = outcomes.iter().filter(|it| matches!(it.state, SyncStatus::InStep { .. }));
     in_step.map(|it| &*it.server).collect()
 }
 
@@ -394,7 +398,7 @@ async fn a_server_that_left_its_cluster_is_missed_until_it_is_back() {
     assert!(begun.elapsed() < SOON, "the others waited for it");
     assert_eq!(in_step(&outcomes), ["nats-server-1", "nats-server-2"]);
     assert_eq!(outcomes[2].server, "nats-server-3");
-    let State::NotInStep { why } = &outcomes[2].state else { panic!("{outcomes:#?}") };
+    let SyncStatus::NotInStep { why } = &outcomes[2].state else { panic!("{outcomes:#?}") };
     assert!(told(why).contains("nats-server-3 does not answer"), "{}", told(why));
     assert!(nats[0].accepts("bob", "bob") && !nats[1].accepts("ann", "ann"));
 
@@ -511,7 +515,7 @@ async fn a_clock_that_was_set_back_costs_one_reload_and_no_more() {
             house.again(nats.dir(), |_| ());
             for _ in 0..3 {
                 let current = house.file.read(Adopt::No).unwrap();
-                let mut applied = house.file.as_it_is(&current).await.unwrap();
+                let mut applied = house.file.as_it_is(&current).await;
                 applied.written += hour;
                 house.converge(&applied).await;
                 assert_eq!(proof(&house.converge(&applied).await), Proof::LoadTime, "{version:?}");
@@ -552,13 +556,13 @@ async fn that_the_file_is_another_is_told_once() {
     let nats = Nats::start();
     let mut house = House::of(&nats, |_| ());
     house.write(&["ann"]).await;
-    assert!(house.file.disturbed().now_or_never().is_none(), "it was us");
+    assert!(house.file.state.disturbed().now_or_never().is_none(), "it was us");
     write(nats.auth_file(), "torn");
-    assert!(house.file.disturbed().now_or_never().is_some());
-    assert!(house.file.disturbed().now_or_never().is_none());
+    assert!(house.file.state.disturbed().now_or_never().is_some());
+    assert!(house.file.state.disturbed().now_or_never().is_none());
     fs::remove_file(nats.auth_file()).unwrap();
-    assert!(house.file.disturbed().now_or_never().is_some());
-    assert!(house.file.disturbed().now_or_never().is_none());
+    assert!(house.file.state.disturbed().now_or_never().is_some());
+    assert!(house.file.state.disturbed().now_or_never().is_none());
 }
 
 /// It was there when it was told to reload, and may be starting again; but not for ever.
@@ -849,10 +853,10 @@ async fn what_answers_nonsense_is_not_believed_and_keeps_nobody_waiting() {
     assert!(begun.elapsed() < SOON, "the others waited for it");
     assert_eq!(in_step(&outcomes), [nats.monitor.to_string()]);
     assert!(nats.accepts("ann", "ann"));
-    let outcomes: BTreeMap<&str, &State> =
+    let outcomes: BTreeMap<&str, &SyncStatus> =
         outcomes.iter().map(|it| (&*it.server, &it.state)).collect();
     for (address, complaint) in &addresses {
-        let State::NotInStep { why } = outcomes[&**address] else { panic!("{outcomes:#?}") };
+        let SyncStatus::NotInStep { why } = outcomes[&**address] else { panic!("{outcomes:#?}") };
         let said = told(why);
         assert!(said.contains(complaint) && said.contains(address), "{complaint}: {said}");
         assert!(!said.contains("secret"), "{said}");
@@ -879,7 +883,7 @@ async fn an_answer_that_nobody_understands_costs_no_other_server_its_own() {
         assert_eq!(in_step(&outcomes), ["nats-server-1"], "{outcomes:#?}");
         assert!(servers[0].accepts("ann", "ann"));
         let other = outcomes.iter().find(|it| it.server != "nats-server-1").expect("it is told");
-        let State::NotInStep { why } = &other.state else { panic!("{outcomes:#?}") };
+        let SyncStatus::NotInStep { why } = &other.state else { panic!("{outcomes:#?}") };
         assert!(told(why).contains(wanted), "{wanted}: {}", told(why));
         assert_eq!(outcomes.len(), 2, "{outcomes:#?}");
     }

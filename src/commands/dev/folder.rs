@@ -10,7 +10,8 @@ use std::{
 use fs_err as fs;
 use pb_nats::{
     Options,
-    apply::{ApplyError, Existing, place},
+    state::StateError,
+    state::{Existing, place},
     users::secret,
 };
 
@@ -184,12 +185,12 @@ impl Folder {
     }
 
     /// The superuser's password, if it is known.
-    pub(super) fn known_password(&self) -> Result<Option<String>, ApplyError> {
+    pub(super) fn known_password(&self) -> Result<Option<String>, StateError> {
         let path = self.superuser_password();
         match std::fs::read_to_string(&path) {
             Ok(text) => Ok(Some(text.trim().to_owned()).filter(|it| !it.is_empty())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(ApplyError::Io { path, what: "read", source }),
+            Err(source) => Err(StateError::Io { path, what: "read", source }),
         }
     }
 }

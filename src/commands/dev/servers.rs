@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use pb_nats::{apply::log_file, options::keep_settings_from};
+use pb_nats::{options::keep_settings_from, state::log_file};
 use rustix::process::{Pid, Signal, getppid, kill_process};
 use tokio::{
     net::TcpStream,

@@ -4,7 +4,7 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
-    fmt, future,
+    fmt, mem,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -14,9 +14,11 @@ use futures_util::future::join_all;
 use tokio::time::{self, Instant};
 use tracing::{debug, info, warn};
 
-use super::reload::{Order, Reload};
+use super::{
+    Applied, Digest,
+    reload::{Order, Reload},
+};
 use crate::{
-    apply::{Applied, Digest},
     nats::{
         self, Access, Answer, Connection, CutOff, GLANCE, LOOK, LeafNode, Receipt, Running,
         ServerError, few, mark, since_2_12,
@@ -207,9 +209,9 @@ struct Proven {
     config_load_time: SystemTime,
 }
 
-/// What a server is held to.
-struct Wanted<'a> {
-    file: &'a Applied,
+/// What servers are held to.
+#[derive(Debug, Default)]
+struct Wanted {
     /// What `nats-server -t` makes of the config on disk.
     digest: Option<Digest>,
     /// When each server was ordered to reload, if it was.
@@ -223,6 +225,27 @@ struct Ordered {
     at: SystemTime,
     /// When the server had loaded its config before, by its own.
     before: SystemTime,
+}
+
+/// Servers on their way to the file.
+#[derive(Debug)]
+pub(super) struct Convergence {
+    wanted: Wanted,
+    cut: CutOff,
+    /// What became of the orders to reload.
+    orders: Vec<Order>,
+    /// How long each server took that newly runs the file.
+    took: BTreeMap<String, Duration>,
+    /// Who answered at first.
+    awake: BTreeSet<String>,
+    /// Since when each server has been silent.
+    silent: BTreeMap<String, Instant>,
+    begun: Instant,
+    deadline: Instant,
+    /// How long to wait until the next look.
+    pause: Duration,
+    /// What servers said, if there was nothing to tell them.
+    at_rest: Option<Vec<Answer>>,
 }
 
 impl Servers {
@@ -376,13 +399,13 @@ impl Servers {
     pub async fn survey(&mut self, file: &Applied) -> Vec<Outcome> {
         let answers = self.look(LOOK).await;
         let digest = digest(file, self.timeout).await;
-        let wanted = Wanted { file, digest, ordered: BTreeMap::new() };
-        self.turn_to(file, &answers);
-        self.judge(&answers, &wanted);
+        let wanted = Wanted { digest, ordered: BTreeMap::new() };
+        self.start_over_for(file, &answers);
+        self.compare(&answers, file, &wanted);
         let mut cut = self.cut.begin();
         cut.users.extend(file.losing.iter().cloned());
         self.leaf_nodes = self.left_over(file, &cut, &answers).await;
-        self.outcomes(answers, &wanted, &[], &BTreeMap::new())
+        self.outcomes(answers, file, &wanted, &[], &BTreeMap::new())
     }
 
     /// Whether the file needs a stamp, and every server knows stamps.
@@ -459,26 +482,39 @@ impl Servers {
     ///
     /// A server that already does is not disturbed, and one that is down keeps no other from it.
     pub async fn converge(&mut self, file: &Applied) -> Vec<Outcome> {
-        let outcomes = self.converge_unless(file, future::pending()).await;
-        outcomes.expect("nothing overtakes it")
+        let mut convergence = self.begin(file).await;
+        loop {
+            match self.step(file, &mut convergence).await {
+                Ok(outcomes) => return outcomes,
+                Err(pause) => time::sleep(pause).await,
+            }
+        }
     }
 
-    /// As [`Servers::converge`]; but once `overtaken` completes, the servers that were ordered to
-    /// reload are not waited for any more: `None`. The next file is to follow then.
-    pub async fn converge_unless(
-        &mut self,
-        file: &Applied,
-        overtaken: impl Future<Output = ()>,
-    ) -> Option<Vec<Outcome>> {
-        let mut wanted = Wanted { file, digest: None, ordered: BTreeMap::new() };
+    /// Tells the servers that do not run the file to reload, and closes the connections of those from
+    /// whom something is revoked.
+    pub(super) async fn begin(&mut self, file: &Applied) -> Convergence {
         let patience = if file.changed { GLANCE } else { LOOK };
         let answers = self.look(patience).await;
-        self.turn_to(file, &answers);
+        self.start_over_for(file, &answers);
         self.cut.users.extend(file.losing.iter().cloned());
+        let begun = Instant::now();
+        let mut convergence = Convergence {
+            wanted: Wanted::default(),
+            cut: self.cut.begin(),
+            orders: Vec::new(),
+            took: BTreeMap::new(),
+            awake: answers.iter().filter_map(Answer::awake).collect(),
+            silent: BTreeMap::new(),
+            begun,
+            deadline: begun + self.timeout,
+            pause: Duration::from_millis(1),
+            at_rest: None,
+        };
         if !file.changed {
             self.ordered |= matches!(self.access, Access::Nothing) && file.proven.contains(TOLD);
-            wanted.digest = digest(file, self.timeout).await;
-            self.judge(&answers, &wanted);
+            convergence.wanted.digest = digest(file, self.timeout).await;
+            self.compare(&answers, file, &convergence.wanted);
         }
 
         let stale: Vec<&Running> = answers
@@ -486,7 +522,107 @@ impl Servers {
             .filter_map(Answer::ok)
             .filter(|it| self.known(it).proven.is_none())
             .collect();
-        // Who cannot be asked is told once, since nobody knows what it runs; unless it has shown that.
+        if stale.is_empty() && !self.is_unordered(&answers) {
+            convergence.at_rest = Some(answers);
+            return convergence;
+        }
+
+        convergence.begun = Instant::now();
+        convergence.deadline = convergence.begun + self.timeout;
+        convergence.wanted.order(&stale);
+        debug!(servers = stale.len(), "ordered to reload");
+        let deadline = convergence.deadline;
+        let order = self.order(file, &stale, &mut convergence.cut, &answers, deadline);
+        convergence.orders = if file.changed {
+            // `nats-server -t` is slow with many users; the servers load the file meanwhile.
+            let (orders, digest) = tokio::join!(order, digest(file, self.timeout));
+            convergence.wanted.digest = digest;
+            orders
+        } else {
+            order.await
+        };
+        self.ordered = convergence.orders.iter().all(|it| it.taken.is_ok());
+        convergence
+    }
+
+    /// Asks every server once, and closes connections again that came back. What became of each once
+    /// all run the file or their time is over; until then, when to ask again.
+    pub(super) async fn step(
+        &mut self,
+        file: &Applied,
+        convergence: &mut Convergence,
+    ) -> Result<Vec<Outcome>, Duration> {
+        if let Some(answers) = convergence.at_rest.take() {
+            let deadline = Instant::now();
+            return Ok(self.conclude(file, convergence, answers, deadline).await);
+        }
+        let Convergence { wanted, cut, orders, took, awake, silent, begun, deadline, .. } =
+            convergence;
+        let (begun, deadline) = (*begun, *deadline);
+        let asked = Instant::now();
+        let over = asked >= deadline;
+        let answers = self.look(GLANCE).await;
+        silent.retain(|name, _| answers.iter().any(|it| it.server == *name && it.running.is_err()));
+        cut.ordered(&self.finished_previous_load(&answers));
+        for id in self.compare(&answers, file, wanted) {
+            let mut running = answers.iter().filter_map(Answer::ok);
+            let running = running.find(|it| it.id == id);
+            let ordered = wanted.ordered.get(&id);
+            let reload = running.zip(ordered).map(|(it, order)| it.loaded.duration_since(order.at));
+            debug!(?reload, took = ?begun.elapsed(), "proven");
+            took.insert(id, begun.elapsed());
+        }
+        let late = answers
+            .iter()
+            .filter_map(Answer::ok)
+            .filter(|it| self.known(it).proven.is_none() && !wanted.ordered.contains_key(&it.id));
+        let late: Vec<&Running> = late.collect();
+        if !late.is_empty() {
+            wanted.order(&late);
+            orders.extend(self.order(file, &late, cut, &answers, deadline).await);
+        }
+        let mut settled = |answer: &Answer| {
+            if let Ok(it) = &answer.running {
+                // A digest is shown once the reload begins, and who came back just before that
+                // may not be listed yet.
+                let over = self.access.system().is_none() || !cut.awaits(it);
+                return self.known(it).proven.is_some() && over
+                    || refusal(orders, &it.id).is_some()
+                    || begun.elapsed() > GLANCE && self.needs_restart(file, it).is_some();
+            }
+            // It may be starting again. But no other waits long for that.
+            let since = *silent.entry(answer.server.clone()).or_insert(asked);
+            !awake.contains(&answer.server) || since.elapsed() >= LOOK
+        };
+        if answers.iter().all(&mut settled) || over {
+            return Ok(self.conclude(file, convergence, answers, deadline).await);
+        }
+        if let Some(system) = self.access.system()
+            && file.changed
+            && file.refusal().is_none()
+        {
+            cut.again(system, &obeying(&answers, orders)).await;
+        }
+        let pause = convergence.pause;
+        convergence.pause = (pause * 2).min(Duration::from_millis(50));
+        Err(pause)
+    }
+
+    /// Whether servers still obey while they reload: another order, or one to close a connection.
+    pub(super) fn stay_free(&self) -> bool {
+        self.reload.leaves_servers_free()
+    }
+
+    /// Leaves servers on their way. Whoever is still to be cut off is so with the next order.
+    pub(super) fn leave(&mut self, convergence: Convergence) {
+        if convergence.at_rest.is_none() {
+            self.cut = convergence.cut;
+        }
+    }
+
+    /// Whether there are servers that cannot be asked and were not told to reload. They are told once,
+    /// since nobody knows what they run; unless they have shown that.
+    fn is_unordered(&self, answers: &[Answer]) -> bool {
         let all_proven = !self.known.is_empty() && self.known.iter().all(|it| it.proven.is_some());
         let nobody = answers.iter().all(|it| it.running.is_err());
         let unknown = |it: &Answer| match self.known.iter().find(|known| known.server == it.server)
@@ -495,106 +631,7 @@ impl Servers {
             None => it.running.is_err() && !(nobody && all_proven),
         };
         let silent = answers.is_empty() || answers.iter().any(unknown);
-        let untold = silent && !self.ordered && self.reload.reaches_the_silent();
-        let mut cut = self.cut.begin();
-        if stale.is_empty() && !untold {
-            self.conclude(file, cut, &answers, Instant::now()).await;
-            return Some(self.outcomes(answers, &wanted, &[], &BTreeMap::new()));
-        }
-
-        let begun = Instant::now();
-        let deadline = begun + self.timeout;
-        wanted.order(&stale);
-        debug!(servers = stale.len(), "ordered to reload");
-        let order = self.order(file, &stale, &mut cut, &answers, deadline);
-        let orders = if file.changed {
-            // `nats-server -t` is slow with many users; the servers load the file meanwhile.
-            let (orders, digest) = tokio::join!(order, digest(file, self.timeout));
-            wanted.digest = digest;
-            orders
-        } else {
-            order.await
-        };
-        self.ordered = orders.iter().all(|it| it.taken.is_ok());
-
-        let awake = answers.iter().filter_map(Answer::awake).collect();
-        let outcomes = tokio::select! {
-            outcomes = self.prove(&mut wanted, orders, &mut cut, awake, begun) => outcomes,
-            () = overtaken, if self.reload.leaves_servers_free() => {
-                self.cut = cut;
-                return None;
-            }
-        };
-        self.conclude(file, cut, &outcomes.0, deadline).await;
-        let (answers, orders, took) = outcomes;
-        Some(self.outcomes(answers, &wanted, &orders, &took))
-    }
-
-    /// Waits until each server runs the file or its time is over. Returns what they said last, what
-    /// became of the orders, and how long each took that newly runs it.
-    async fn prove(
-        &mut self,
-        wanted: &mut Wanted<'_>,
-        mut orders: Vec<Order>,
-        cut: &mut CutOff,
-        awake: BTreeSet<String>,
-        begun: Instant,
-    ) -> (Vec<Answer>, Vec<Order>, BTreeMap<String, Duration>) {
-        let file = wanted.file;
-        let deadline = begun + self.timeout;
-        let mut took = BTreeMap::new();
-        let mut pause = Duration::from_millis(1);
-        let mut silent: BTreeMap<String, Instant> = BTreeMap::new();
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let asked = Instant::now();
-            let answers = self.look(GLANCE).await;
-            silent.retain(|name, _| {
-                answers.iter().any(|it| it.server == *name && it.running.is_err())
-            });
-            cut.ordered(&self.passed_by(&answers));
-            for id in self.judge(&answers, wanted) {
-                let mut running = answers.iter().filter_map(Answer::ok);
-                let running = running.find(|it| it.id == id);
-                let ordered = wanted.ordered.get(&id);
-                let reload =
-                    running.zip(ordered).map(|(it, order)| it.loaded.duration_since(order.at));
-                debug!(?reload, took = ?begun.elapsed(), "proven");
-                took.insert(id, begun.elapsed());
-            }
-            let late = answers.iter().filter_map(Answer::ok).filter(|it| {
-                self.known(it).proven.is_none() && !wanted.ordered.contains_key(&it.id)
-            });
-            let late: Vec<&Running> = late.collect();
-            if !late.is_empty() {
-                wanted.order(&late);
-                orders.extend(self.order(file, &late, cut, &answers, deadline).await);
-            }
-            let mut settled = |answer: &Answer| {
-                if let Ok(it) = &answer.running {
-                    // A digest is shown once the reload begins, and who came back just before that
-                    // may not be listed yet.
-                    let over = self.access.system().is_none() || !cut.awaits(it);
-                    return self.known(it).proven.is_some() && over
-                        || refusal(&orders, &it.id).is_some()
-                        || begun.elapsed() > GLANCE && self.needs_restart(file, it).is_some();
-                }
-                // It may be starting again. But no other waits long for that.
-                let since = *silent.entry(answer.server.clone()).or_insert(asked);
-                !awake.contains(&answer.server) || since.elapsed() >= LOOK
-            };
-            if answers.iter().all(&mut settled) || left.is_zero() {
-                return (answers, orders, took);
-            }
-            if let Some(system) = self.access.system()
-                && file.changed
-                && file.refusal().is_none()
-            {
-                cut.again(system, &obeying(&answers, &orders)).await;
-            }
-            time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(50));
-        }
+        silent && !self.ordered && self.reload.reaches_the_silent()
     }
 
     /// Orders the stale servers to reload, and sends away who is to go as soon as that is of use.
@@ -624,32 +661,35 @@ impl Servers {
         tokio::join!(order, cut.gone(system, kicks, soon)).0
     }
 
-    /// Makes sure that nobody is left who was to be cut off, and notes what was done.
+    /// Makes sure that nobody is left who was to be cut off, and tells what became of each server.
     async fn conclude(
         &mut self,
         file: &Applied,
-        mut cut: CutOff,
-        answers: &[Answer],
+        convergence: &mut Convergence,
+        answers: Vec<Answer>,
         deadline: Instant,
-    ) {
+    ) -> Vec<Outcome> {
+        let cut = &mut convergence.cut;
         let running = answers.iter().filter_map(Answer::ok);
         let proven: Vec<_> = running.filter(|it| self.known(it).proven.is_some()).collect();
         self.cut = cut.after(&proven);
         if let Some(system) = self.access.system() {
             self.receipt = cut.finish(system, &proven, deadline).await;
         }
-        self.leaf_nodes = self.left_over(file, &cut, answers).await;
+        self.leaf_nodes = self.left_over(file, cut, &answers).await;
         if let Some(system) = self.access.system() {
             let patience = Instant::now() + GLANCE;
             while !self.leaf_nodes.is_empty() && Instant::now() < patience {
                 system.close(&self.leaf_nodes, patience).await;
-                self.leaf_nodes = self.left_over(file, &cut, answers).await;
+                self.leaf_nodes = self.left_over(file, cut, &answers).await;
             }
         }
         if proven.len() < answers.len() || answers.is_empty() {
             // With the next pass, then.
-            self.cut.users = cut.users;
+            self.cut.users = mem::take(&mut cut.users);
         }
+        let Convergence { wanted, orders, took, .. } = convergence;
+        self.outcomes(answers, file, wanted, orders, took)
     }
 
     /// The leaf nodes that are connected with more rights than the file gives their users.
@@ -745,7 +785,7 @@ impl Servers {
     }
 
     /// Forgets what was proven of another file, which we or another process has replaced.
-    fn turn_to(&mut self, file: &Applied, answers: &[Answer]) {
+    fn start_over_for(&mut self, file: &Applied, answers: &[Answer]) {
         // If it was touched, it may have been another file in between, which a server has loaded.
         if !file.changed && self.file == file.hash && self.written == file.written {
             return;
@@ -769,7 +809,7 @@ impl Servers {
 
     /// The servers that have loaded the former file which they were still loading, and only then begin
     /// with this one.
-    fn passed_by<'a>(&mut self, answers: &'a [Answer]) -> Vec<&'a Running> {
+    fn finished_previous_load<'a>(&mut self, answers: &'a [Answer]) -> Vec<&'a Running> {
         let mut passed_by = Vec::new();
         for running in answers.iter().filter_map(Answer::ok) {
             let known = self.known.iter_mut().find(|it| it.id == running.id);
@@ -783,7 +823,7 @@ impl Servers {
     }
 
     /// Holds every answer against what is wanted. Returns whom that newly proved to run the file.
-    fn judge(&mut self, answers: &[Answer], wanted: &Wanted) -> Vec<String> {
+    fn compare(&mut self, answers: &[Answer], file: &Applied, wanted: &Wanted) -> Vec<String> {
         let mut newly = Vec::new();
         for running in answers.iter().filter_map(Answer::ok) {
             let known = self.known.iter_mut().find(|it| it.id == running.id);
@@ -791,7 +831,7 @@ impl Servers {
             if known.under_way == Some(running.config_load_time) {
                 continue;
             }
-            let proven = wanted.proof(known, running);
+            let proven = wanted.proof(file, known, running);
             if let Some(proven) = &proven {
                 known.comparable |= proven.proof == Proof::Digest;
                 if known.proven.is_none() {
@@ -815,6 +855,7 @@ impl Servers {
     fn outcomes(
         &self,
         answers: Vec<Answer>,
+        file: &Applied,
         wanted: &Wanted,
         orders: &[Order],
         took: &BTreeMap<String, Duration>,
@@ -831,7 +872,7 @@ impl Servers {
                 }
                 Ok(running) => {
                     let left = self.keeps_leaf_nodes(&server, &running);
-                    let state = match (&self.known(&running).proven, left, wanted.file.doubt()) {
+                    let state = match (&self.known(&running).proven, left, file.doubt()) {
                         (Some(_), Some(why), _) => not(Arc::new(why)),
                         (Some(_), None, Some(why)) => SyncStatus::Unverified { why: why.into() },
                         (Some(it), None, None) => {
@@ -839,14 +880,14 @@ impl Servers {
                         }
                         (None, ..) => not(refusal(orders, &running.id).unwrap_or_else(|| {
                             let server = server.clone();
-                            let restart = self.needs_restart(wanted.file, &running);
+                            let restart = self.needs_restart(file, &running);
                             Arc::new(match (wanted.ordered.get(&running.id), restart) {
                                 (None, _) => ServerError::Stale { server },
                                 (_, Some(reason)) => ServerError::NeedsRestart { server, reason },
                                 (Some(_), None) => ServerError::NotLoaded {
                                     server,
                                     after: self.timeout,
-                                    refusal: wanted.file.refusal().map(str::to_owned),
+                                    refusal: file.refusal().map(str::to_owned),
                                 },
                             })
                         })),
@@ -899,7 +940,7 @@ impl Servers {
     }
 }
 
-impl Wanted<'_> {
+impl Wanted {
     /// Who was ordered to reload may prove by the time that it did.
     fn order(&mut self, servers: &[&Running]) {
         let at = SystemTime::now();
@@ -908,7 +949,7 @@ impl Wanted<'_> {
     }
 
     /// What shows that the server runs the file, if anything does.
-    fn proof(&self, known: &Known, running: &Running) -> Option<Proven> {
+    fn proof(&self, file: &Applied, known: &Known, running: &Running) -> Option<Proven> {
         let proven = |proof, note| Proven {
             proof,
             note,
@@ -930,32 +971,32 @@ impl Wanted<'_> {
             "the main config on disk differs from what the server runs; \
              reload it when that is meant",
         );
-        if let Some(stamp) = &self.file.stamp {
+        if let Some(stamp) = &file.stamp {
             return (running.stamp.as_ref() == Some(stamp)).then(|| proven(Proof::Stamp, note));
         }
         let Some(before) = &known.proven else {
-            if self.file.proven.contains(&running.mark()) {
+            if file.proven.contains(&running.mark()) {
                 return Some(proven(Proof::Earlier, note));
             }
             // A reload that began before the file was replaced may end after it, and may take a
             // minute: the load time moves though the former file was read. The digest would not.
             let former = known.former.as_ref() == Some(&running.mark());
             let ordered = self.ordered.get(&running.id);
-            let again = ordered.is_some() && !self.file.changed;
+            let again = ordered.is_some() && !file.changed;
             // One that starts may have read what was there just before.
             let starting = if running.reloaded { Duration::ZERO } else { STARTING };
-            let since = ordered.map_or(self.file.written + starting, |it| it.at);
-            let later = running.loaded > since.max(self.file.written);
+            let since = ordered.map_or(file.written + starting, |it| it.at);
+            let later = running.loaded > since.max(file.written);
             // If the file or the order is of a time that is still to come, our clock was set back
             // since, and no load would ever be later. But that there was one since the order needs no
             // clock. Without an order, one is given, and that is the end of it.
-            let set_back = |it: &Ordered| it.at > SystemTime::now() || self.file.written > it.at;
+            let set_back = |it: &Ordered| it.at > SystemTime::now() || file.written > it.at;
             let anew =
                 ordered.is_some_and(|it| set_back(it) && running.config_load_time != it.before);
             let loaded = (later || anew) && (again || !former);
             // Unless we just ordered it, nobody knows whether the config that was loaded then
             // included the file. If the main config is another by now, it may not have.
-            let another = differs || self.file.main_changed.is_some_and(|it| it > running.loaded);
+            let another = differs || file.main_changed.is_some_and(|it| it > running.loaded);
             let doubt = if ordered.is_some() { differs && known.comparable } else { another };
             return (loaded && !doubt).then(|| proven(Proof::LoadTime, note));
         };

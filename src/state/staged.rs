@@ -22,7 +22,7 @@ const LARGEST: u64 = 1 << 30;
 
 /// A file in this folder that holds the text, and is gone unless it is given its name. Nobody else
 /// can read it.
-pub(super) fn stage(dir: &Path, text: &str) -> io::Result<NamedTempFile> {
+pub(crate) fn stage(dir: &Path, text: &str) -> io::Result<NamedTempFile> {
     loop {
         let mut staged = Builder::new().prefix(STAGED).rand_bytes(RANDOM).tempfile_in(dir)?;
         // Whoever sweeps may have been quicker.
@@ -34,14 +34,14 @@ pub(super) fn stage(dir: &Path, text: &str) -> io::Result<NamedTempFile> {
 }
 
 /// A folder for files that only nats-server is to see, gone when dropped.
-pub(super) struct Scratch {
+pub(crate) struct Scratch {
     dir: TempDir,
     /// Says that we live.
     _held: fs::File,
 }
 
 impl Scratch {
-    pub(super) fn new() -> io::Result<Scratch> {
+    pub(crate) fn new() -> io::Result<Scratch> {
         loop {
             let private = std::fs::Permissions::from_mode(0o700);
             let mut builder = Builder::new();
@@ -53,7 +53,7 @@ impl Scratch {
         }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 }
@@ -75,7 +75,7 @@ fn holds(file: &std::fs::File, path: &Path) -> io::Result<bool> {
 }
 
 /// Removes what processes that were killed have left in this folder.
-pub(super) fn sweep(dir: &Path) {
+pub(crate) fn sweep(dir: &Path) {
     swept(dir, STAGED, |path| {
         let file = open(path, OFlags::empty())?;
         if file.metadata()?.is_file() && is_left(&file, path) {
@@ -87,7 +87,7 @@ pub(super) fn sweep(dir: &Path) {
 }
 
 /// Removes what processes of this user that were killed have left where scratch folders are.
-pub(super) fn sweep_scratch() {
+pub(crate) fn sweep_scratch() {
     swept(&std::env::temp_dir(), SCRATCH, |path| {
         let dir = open(path, OFlags::DIRECTORY)?;
         if dir.metadata()?.uid() == geteuid().as_raw() && is_left(&dir, path) {
@@ -121,7 +121,7 @@ fn is_left(file: &fs::File, path: &Path) -> bool {
 }
 
 /// Opens what is to be a file of text, without waiting for anybody. `None`: there is none.
-pub(super) fn text_file(path: &Path) -> io::Result<Option<fs::File>> {
+pub(crate) fn text_file(path: &Path) -> io::Result<Option<fs::File>> {
     let opened = fs::OpenOptions::new()
         .read(true)
         .custom_flags(OFlags::NONBLOCK.bits().cast_signed())

@@ -8,10 +8,12 @@ use std::{
 
 use fs_err as fs;
 
-use super::folder;
-use crate::auth::{
-    Policy,
-    conf::{self, ConfError, Entry, Node, folded},
+use crate::{
+    auth::{
+        Policy,
+        conf::{self, ConfError, Entry, Node, folded},
+    },
+    state::folder,
 };
 
 /// The operator's main config: read, never written.
@@ -196,13 +198,24 @@ impl fmt::Display for Placement {
     }
 }
 
+/// Why nats-server does not take its users from the auth file, if it is known not to.
+pub(super) fn misplaced(main_config: Option<&MainConfig>) -> Option<Placement> {
+    match main_config?.placement() {
+        // Where nobody knows, servers are not said to be in step.
+        Placement::InForce | Placement::Unknown(_) => None,
+        misplaced @ (Placement::NotIncluded
+        | Placement::Overridden { .. }
+        | Placement::Beside { .. }) => Some(misplaced),
+    }
+}
+
 /// More includes in one another than this are a loop.
 const MAX_DEPTH: usize = 16;
 const AUTHORIZATION: &str = "authorization";
 
 impl MainConfig {
     /// The name of the first of [`with_auth_file`](Self::with_auth_file)'s files.
-    pub(super) const FIRST: &str = "main-0.conf";
+    pub(crate) const FIRST: &str = "main-0.conf";
 
     /// Reads the config and all that it includes, but for the auth file.
     pub fn read(path: &Path, auth_file: &Path) -> io::Result<MainConfig> {
@@ -426,7 +439,7 @@ impl MainConfig {
     /// The same config with another auth file: names and texts, to be written into one folder.
     ///
     /// `None` if the config is not understood.
-    pub(super) fn with_auth_file<'a>(&self, text: &'a str) -> Option<Vec<(String, Cow<'a, str>)>> {
+    pub(crate) fn with_auth_file<'a>(&self, text: &'a str) -> Option<Vec<(String, Cow<'a, str>)>> {
         const AUTH: &str = "auth.conf";
         // A path without quotes may not begin with a digit.
         let named = |n: usize| format!("main-{n}.conf");
@@ -709,7 +722,7 @@ mod tests {
     fn config(files: &[(&str, &str)]) -> MainConfig {
         let dir = tempfile::tempdir().unwrap();
         for (name, text) in files {
-            super::super::tests::put(&dir.path().join(name), text);
+            crate::state::tests::put(&dir.path().join(name), text);
         }
         let at = |name: &str| dir.path().join(name);
         MainConfig::read(&at("main.conf"), &at("auth.conf")).unwrap()

@@ -10,7 +10,7 @@ use fs_err as fs;
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 
 use super::{
-    ApplyError,
+    StateError,
     staged::{stage, text_file},
 };
 use crate::auth::{Desired, Found, parse};
@@ -20,12 +20,12 @@ const DATE: &str = "%Y%m%dT%H%M%S%.3fZ";
 
 /// Where former files are kept, and how many.
 #[derive(Debug)]
-pub(super) struct Backups {
+pub(crate) struct Backups {
     /// Whether files of ours are kept. Another's always is.
-    pub(super) ours: bool,
-    pub(super) dir: PathBuf,
+    pub(crate) ours: bool,
+    pub(crate) dir: PathBuf,
     /// 0: all.
-    pub(super) most: usize,
+    pub(crate) most: usize,
 }
 
 /// A file that was replaced.
@@ -55,7 +55,7 @@ pub enum Held {
 
 impl Backups {
     /// Keeps what the file of this name, at this path, holds: byte for byte, and with its mode.
-    pub(super) fn keep(&self, name: &str, path: &Path) -> io::Result<()> {
+    pub(crate) fn keep(&self, name: &str, path: &Path) -> io::Result<()> {
         let Some(mut former) = text_file(path)? else { return Ok(()) };
         let mode = former.metadata()?.mode() & 0o777;
         let mut builder = std::fs::DirBuilder::new();
@@ -113,7 +113,7 @@ impl Backups {
     }
 
     /// All backups of the file of this name, the newest first.
-    pub(super) fn list(&self, name: &str) -> Result<Vec<Backup>, ApplyError> {
+    pub(crate) fn list(&self, name: &str) -> Result<Vec<Backup>, StateError> {
         let names = match self.names(name) {
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             names => names.map_err(|err| self.io(err))?,
@@ -127,8 +127,8 @@ impl Backups {
     }
 
     /// One of them. The name says nothing but which of those that are there is meant.
-    pub(super) fn find(&self, name: &str, wanted: &str) -> Result<Backup, ApplyError> {
-        let missing = || ApplyError::NoBackup { name: wanted.into(), dir: self.dir.clone() };
+    pub(crate) fn find(&self, name: &str, wanted: &str) -> Result<Backup, StateError> {
+        let missing = || StateError::NoBackup { name: wanted.into(), dir: self.dir.clone() };
         let names = match self.names(name) {
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Err(missing()),
             names => names.map_err(|err| self.io(err))?,
@@ -153,8 +153,8 @@ impl Backups {
         Ok((bytes.len() as u64, held))
     }
 
-    fn io(&self, source: io::Error) -> ApplyError {
-        ApplyError::Io { path: self.dir.clone(), what: "read", source }
+    fn io(&self, source: io::Error) -> StateError {
+        StateError::Io { path: self.dir.clone(), what: "read", source }
     }
 }
 

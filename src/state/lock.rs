@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 use tokio::time;
 use tracing::warn;
 
-use super::{ApplyError, folder};
+use super::{StateError, folder};
 
 /// How often the lock of a `run` is looked at.
 const WATCH: Duration = Duration::from_secs(1);
@@ -33,7 +33,7 @@ type Id = (u64, u64);
 
 impl Lock {
     /// The lock, unless somebody else has it.
-    pub(super) fn take(path: PathBuf) -> Result<Lock, ApplyError> {
+    pub(crate) fn take(path: PathBuf) -> Result<Lock, StateError> {
         let file = locked(&path)?;
         let mark = Mark::set(&path)?;
         Ok(Lock { seen: id(&path), path, file, mark })
@@ -41,7 +41,7 @@ impl Lock {
 
     /// Returns once another has it, as can be when somebody deleted its file, or the folder. May be
     /// dropped at any time.
-    pub(crate) async fn lost(&mut self) -> ApplyError {
+    pub(crate) async fn lost(&mut self) -> StateError {
         loop {
             if let Err(error) = self.renew() {
                 return error;
@@ -51,7 +51,7 @@ impl Lock {
     }
 
     /// Sees to it that the file that others find is the one that is locked. Fails if another has it.
-    fn renew(&mut self) -> Result<(), ApplyError> {
+    fn renew(&mut self) -> Result<(), StateError> {
         let now = id(&self.path);
         if now == self.seen {
             return Ok(());
@@ -70,7 +70,7 @@ impl Lock {
                 warn!(%path, "the lock file was deleted or replaced; it is locked again");
                 Ok(())
             }
-            Err(error @ ApplyError::Locked { .. }) => Err(error),
+            Err(error @ StateError::Locked { .. }) => Err(error),
             Err(error) => {
                 warn!(%path, %error, "the lock file was deleted or replaced");
                 Ok(())
@@ -80,8 +80,8 @@ impl Lock {
 }
 
 /// Opens and locks the file that has this path, also when that is over.
-fn locked(path: &Path) -> Result<fs::File, ApplyError> {
-    let io = |source| ApplyError::Io { path: path.to_owned(), what: "locked", source };
+fn locked(path: &Path) -> Result<fs::File, StateError> {
+    let io = |source| StateError::Io { path: path.to_owned(), what: "locked", source };
     // What a link points to is not ours to write, and nothing else is to be waited for.
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let mut write = fs::OpenOptions::new();
@@ -108,7 +108,7 @@ fn locked(path: &Path) -> Result<fs::File, ApplyError> {
             Ok(()) => (),
             Err(std::fs::TryLockError::WouldBlock) => {
                 let pid = fs::read_to_string(path).ok().and_then(|it| it.trim().parse().ok());
-                return Err(ApplyError::Locked { lock: path.to_owned(), pid });
+                return Err(StateError::Locked { lock: path.to_owned(), pid });
             }
             Err(std::fs::TryLockError::Error(err)) => return Err(io(err)),
         }
@@ -134,7 +134,7 @@ struct Mark {
 impl Mark {
     /// `None` where there are no such marks.
     #[cfg(target_os = "linux")]
-    fn set(path: &Path) -> Result<Option<Mark>, ApplyError> {
+    fn set(path: &Path) -> Result<Option<Mark>, StateError> {
         use nix::{
             fcntl::{FcntlArg, fcntl},
             libc,
@@ -161,14 +161,14 @@ impl Mark {
             return Ok(None);
         }
         if other.l_type != none {
-            return Err(ApplyError::Locked { lock: path.to_owned(), pid: None });
+            return Err(StateError::Locked { lock: path.to_owned(), pid: None });
         }
         let set = fcntl(held.file(), FcntlArg::F_OFD_SETLK(&lock(read)));
         Ok(set.is_ok().then(|| Mark { folder: id_of(&metadata), _held: held }))
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn set(_: &Path) -> Result<Option<Mark>, ApplyError> {
+    fn set(_: &Path) -> Result<Option<Mark>, StateError> {
         Ok(None)
     }
 }
