@@ -19,11 +19,13 @@ use serde_json::{Value, json};
 
 use crate::{
     Source as _,
-    engine::EngineError,
-    engine::config::{AuthFile, add_to_main_config},
-    options::{Options, PocketBaseOptions},
+    engine::{
+        EngineError,
+        config::{AuthFile, Conflict, add_to_main_config},
+    },
+    options::{Options, PocketBaseOptions, with_settings},
     source::{PocketBase, STATUS_COLLECTION, SourceError, Superuser},
-    state::{Adopt, Existing, StateError, place},
+    state::{Adopt, Existing, StateError, StateFile, add_to_settings, place},
 };
 
 use self::schema::There;
@@ -37,10 +39,25 @@ const TOKEN_LIFETIME: u64 = 10 * 365 * 24 * 60 * 60;
 pub struct Wanted {
     /// The settings, as far as they are known; at least `pocketbase.url`.
     pub options: Options,
-    /// Where to write a settings file. `None`: there is one.
-    pub settings: Option<PathBuf>,
+    /// The settings file.
+    pub settings: Settings,
     /// nats-server's main config, if it is to be made to include the auth file.
     pub main_config: Option<PathBuf>,
+}
+
+/// A settings file.
+#[derive(Clone, Debug)]
+pub enum Settings {
+    /// It is to be written here.
+    New(PathBuf),
+    /// It is here. It gains what it lacks, and what it says stays.
+    There(PathBuf),
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings::New("pb-nats.toml".into())
+    }
 }
 
 /// What is missing, and the superuser who can make it.
@@ -52,6 +69,8 @@ pub struct Plan {
     pub notes: Vec<String>,
     /// Lines that the main config needs, if nobody adds them.
     pub lines: Option<String>,
+    /// Whether there is an auth file of somebody else, which is to be taken over before anything else.
+    pub adopt: bool,
     /// The settings as they will be.
     pub options: Options,
     superuser: Superuser,
@@ -70,6 +89,13 @@ pub enum Step {
         path: PathBuf,
         /// What it will hold.
         text: String,
+    },
+    /// Values that the settings file lacks.
+    FurtherSettings {
+        /// Where.
+        path: PathBuf,
+        /// Names such as `nats.pid_file`, with values in TOML.
+        values: Vec<(&'static str, String)>,
     },
     /// An auth file that lets nobody in, so that nats-server starts.
     AuthFile(PathBuf),
@@ -109,6 +135,15 @@ pub enum InitError {
         line: usize,
         /// Who may log in by it.
         users: Vec<String>,
+    },
+    /// The main config has something with which nats-server takes no users from a file. It was left
+    /// alone.
+    #[error("`{}` does not go with users in a file: {conflict}", path.display())]
+    Conflict {
+        /// The main config.
+        path: PathBuf,
+        /// What it has.
+        conflict: Conflict,
     },
     /// The main config cannot be added to. It was left alone.
     #[error("nothing can be added to `{}`: {why}", path.display())]
@@ -156,6 +191,7 @@ impl InitError {
                  remove the block, and run it again with `--nats-config`"
                     .into()
             }
+            InitError::Conflict { conflict, .. } => conflict.hint().into(),
             InitError::MainConfig { .. } => {
                 "mend that first; or run it without `--nats-config`, and add the lines by hand that \
                  it prints"
@@ -172,36 +208,62 @@ pub async fn plan(wanted: &Wanted, superuser: Superuser) -> Result<Plan, InitErr
     let (changes, mut notes) = schema::missing(&options.pocketbase, &there)?;
     let mut steps: Vec<Step> = changes.into_iter().map(Step::PocketBase).collect();
 
+    let new = matches!(wanted.settings, Settings::New(_));
     let addition = match &wanted.main_config {
-        Some(path) => {
-            files::addition(path, &mut options, wanted.settings.is_some(), &mut notes).await?
-        }
+        Some(path) => files::addition(path, &mut options, new, &mut notes).await?,
         None => None,
     };
-    if let Some(path) = &wanted.settings {
-        let text = files::settings(&mut options, path, &there)?;
-        steps.push(Step::Settings { path: path.clone(), text });
+    // A file of somebody else may let anybody in, so it is not included before it is ours. Nor is a
+    // main config told to pb-nats that does not include it.
+    let foreign = |it: &Options| match StateFile::new(it).read(Adopt::No) {
+        Err(error @ (StateError::Foreign { .. } | StateError::Newer { .. })) => Some(error),
+        Ok(_) | Err(_) => None,
+    };
+    let addition = addition.filter(|_| foreign(&options).is_none());
+    if foreign(&options).is_some() {
+        options.nats.clone_from(&wanted.options.nats);
+    }
+    match &wanted.settings {
+        Settings::New(path) => {
+            let text = files::settings(&mut options, path, &there)?;
+            steps.push(Step::Settings { path: path.clone(), text });
+        }
+        Settings::There(path) => {
+            let values = files::gained(&wanted.options, &options, path);
+            let text = fs::read_to_string(path).unwrap_or_default();
+            if values.is_empty() {
+            } else if with_settings(&text, &values).is_some() {
+                steps.push(Step::FurtherSettings { path: path.clone(), values });
+            } else {
+                notes.push(format!("set in {}: {}", path.display(), listed(&values)));
+            }
+        }
     }
     let needs_token = options.pocketbase.data_dir.is_none() || options.pocketbase.write_status;
     if let Some(path) = options.pocketbase.token_file.clone().filter(|_| needs_token) {
         let token = fs::read_to_string(&path).unwrap_or_default();
         if !superuser.accepts(token.trim()).await? {
             // Before the settings that name it.
-            let at = steps.iter().position(|it| matches!(it, Step::Settings { .. }));
+            let at = steps
+                .iter()
+                .position(|it| matches!(it, Step::Settings { .. } | Step::FurtherSettings { .. }));
             steps.insert(at.unwrap_or(steps.len()), Step::Token(path));
         }
     }
-    let mut auth_file = AuthFile::new(&options);
-    if auth_file.state.read(Adopt::No)?.desired.is_none() {
-        steps.push(Step::AuthFile(options.auth_file.path.clone()));
+    let path = &options.auth_file.path;
+    let foreign = foreign(&options);
+    let adopt = foreign.is_some();
+    if let Some(error) = foreign {
+        notes.push(files::foreign(&error, path));
+    } else if StateFile::new(&options).read(Adopt::No)?.desired.is_none() {
+        steps.push(Step::AuthFile(path.clone()));
     }
-    let by_hand = wanted.main_config.is_none() && options.nats.config_file.is_none();
     if let (Some(path), Some(lines)) = (&wanted.main_config, addition) {
         let backups = options.auth_file.backup_dir.clone();
         steps.push(Step::MainConfig { path: path.clone(), lines, backups });
     }
-    let lines = by_hand.then(|| files::include_lines("auth.conf"));
-    Ok(Plan { steps, notes, lines, options, superuser })
+    let lines = files::by_hand(&options).filter(|_| wanted.main_config.is_none());
+    Ok(Plan { steps, notes, lines, adopt, options, superuser })
 }
 
 impl Plan {
@@ -215,6 +277,7 @@ impl Plan {
                     place(path, &format!("{token}\n"), 0o600, Existing::Replaced)?;
                 }
                 Step::Settings { path, text } => place(path, text, 0o644, Existing::Stays)?,
+                Step::FurtherSettings { path, values } => add_to_settings(path, values)?,
                 Step::AuthFile(_) => AuthFile::new(&self.options).lock_out().await?,
                 Step::MainConfig { path, lines, .. } => {
                     add_to_main_config(&self.options, path, lines).await?;
@@ -364,6 +427,12 @@ async fn make(superuser: &Superuser, change: &Change) -> Result<(), SourceError>
     Ok(())
 }
 
+/// Settings with their values, in one line.
+fn listed(values: &[(&str, String)]) -> String {
+    let all: Vec<_> = values.iter().map(|(name, value)| format!("`{name} = {value}`")).collect();
+    all.join(", ")
+}
+
 impl Step {
     /// How to take it back by hand.
     pub fn undo(&self) -> Option<String> {
@@ -386,6 +455,9 @@ impl Step {
             Step::Token(path) | Step::AuthFile(path) | Step::Settings { path, .. } => {
                 format!("delete {}", path.display())
             }
+            Step::FurtherSettings { path, values } => {
+                format!("in {}, take out: {}", path.display(), listed(values))
+            }
             Step::MainConfig { path, backups, .. } => {
                 format!("put back {} from {}", path.display(), backups.display())
             }
@@ -401,6 +473,9 @@ impl fmt::Display for Step {
                 write!(f, "{}: a token of that account, which nobody else may read", path.display())
             }
             Step::Settings { path, .. } => write!(f, "{}: the settings", path.display()),
+            Step::FurtherSettings { path, values } => {
+                write!(f, "{}: {}", path.display(), listed(values))
+            }
             Step::AuthFile(path) => {
                 write!(f, "{}: an auth file that lets nobody in yet", path.display())
             }

@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 pub use self::{
     check::Note,
     load::{OptionsError, Place, keep_settings_from},
-    settings::{reference, settings_file},
+    settings::{reference, settings_file, with_settings},
 };
 use crate::auth::{Event, EventType, MaxRemoved, Policy};
 

@@ -380,14 +380,13 @@ impl<S: Source> Reconciler<S> {
                 }
             }
         };
-        let snapshot = match early {
-            Some(snapshot) => snapshot,
-            None => tokio::select! {
+        let snapshot = if let Some(snapshot) = early {
+            snapshot
+        } else {
+            tokio::select! {
                 snapshot = &mut snapshot => snapshot,
-                never = engine.watch(|sights, strangers| board.sees(sights, strangers)) => {
-                    match never {}
-                }
-            },
+                never = engine.watch(|sights, strangers| board.sees(sights, strangers)) => match never {},
+            }
         };
         debug!(took = ?begun.elapsed(), "read");
         if snapshot.is_ok() {

@@ -34,7 +34,9 @@ use self::{
 pub use self::{
     backups::{Backup, Held},
     lock::Lock,
-    setup::{Existing, lock_folder, log_file, place, private_folder, temporary_folder},
+    setup::{
+        Existing, add_to_settings, lock_folder, log_file, place, private_folder, temporary_folder,
+    },
 };
 use crate::{
     auth::{Desired, Found, conf::ConfError, dated, parse, reads_back, render, stamp},

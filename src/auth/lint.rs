@@ -380,7 +380,9 @@ impl Advice {
                 "deny less; if nothing is meant, empty the list of what is allowed"
             }
             Advice::SameRules { .. } => "give its users the other one and delete it",
-            Advice::Unused => "delete it, or give it to those it is meant for",
+            Advice::Unused => {
+                "give it to those it is meant for; until then it lets nobody do anything"
+            }
             Advice::SharedInbox { .. } => {
                 "allow \"_INBOX_{{username}}.>\" instead, and set that inbox prefix in the clients \
                  ({{id}}, where names have a `.`)"

@@ -10,13 +10,13 @@ use std::{
 use fs_err as fs;
 use rustix::fs::{Access, access};
 
-use super::Line;
+use super::{Line, Verdict};
 use crate::{
     auth::Credential,
     causes::chain,
     engine::{
         EngineError,
-        config::{self, AuthFile, MainConfig, Placement, Unresolved},
+        config::{self, Apart, AuthFile, MainConfig, Placement, Unresolved, starts},
     },
     options::Options,
     reconcile::Plan,
@@ -55,11 +55,6 @@ pub(super) async fn main_config(
     plan: Option<&Plan>,
     lines: &mut Vec<Line>,
 ) -> Option<MainConfig> {
-    lines.push(Line::good(
-        "main_config.accounts",
-        "users live in the global account; other accounts are not touched and not covered yet, nor is \
-         Windows",
-    ));
     let config = match config {
         Ok(Some(config)) => config,
         Ok(None) => {
@@ -96,7 +91,12 @@ pub(super) async fn main_config(
             Unresolved::HINT,
         ));
     }
-    judge(options, file, Some(&config), lines).await;
+    // What is told here is what a start would tell less plainly.
+    for conflict in config.conflicts() {
+        let hint = Some(conflict.hint().into());
+        lines.push(Line::wrong("main_config.conflict", conflict.to_string(), hint));
+    }
+    limits(&config, lines);
     if in_force {
         replaced(&config, plan, lines);
     }
@@ -139,7 +139,28 @@ pub(super) async fn main_config(
         };
         lines.push(Line::doubtful("main_config.no_auth_user", text, &*hint));
     }
+    judge(options, file, Some(&config), lines).await;
     Some(config)
+}
+
+/// Whom PocketBase's users can talk to, and what they log in with.
+fn limits(config: &MainConfig, lines: &mut Vec<Line>) {
+    lines.push(match config.apart() {
+        None => Line::good("main_config.accounts", "all users live in the global account"),
+        Some(apart) => Line::doubtful("main_config.accounts", apart.to_string(), Apart::HINT),
+    });
+    let blocks = config.by_certificate();
+    if !blocks.is_empty() {
+        lines.push(Line::doubtful(
+            "main_config.by_certificate",
+            format!(
+                "whoever connects by `{}` is the user whom the client's certificate names; no password \
+                 is asked there",
+                blocks.join("`, `")
+            ),
+            "take `verify_and_map` out, unless that is meant",
+        ));
+    }
 }
 
 /// What nats-server itself thinks of the config.
@@ -174,13 +195,32 @@ async fn judge(
             format!("`nats-server -t` does not understand it either: {said}"),
             Some("mend it, else nats-server neither reloads nor starts".into()),
         )),
-        Some(Ok(())) if options.nats.config_file.is_some() => {
-            lines.push(Line::good(
-                "main_config.accepted",
-                "`nats-server -t` has nothing against it",
-            ));
+        Some(Ok(())) => {
+            let Some(path) = &options.nats.config_file else { return };
+            let told =
+                lines.iter().any(|it| it.is_about("main_config") && it.verdict == Verdict::Wrong);
+            match starts(options, path).await {
+                Ok(Some(Ok(()))) if !told => {
+                    lines.push(Line::good("main_config.accepted", "nats-server starts with it"));
+                }
+                Ok(Some(Err(said))) if !told => lines.push(Line::wrong(
+                    "main_config.refused",
+                    format!("nats-server neither starts with it nor reloads it: {said}"),
+                    Some(
+                        "mend that before the next restart; `nats-server -t` does not notice"
+                            .into(),
+                    ),
+                )),
+                Ok(_) => (),
+                Err(error) => {
+                    lines.push(Line::doubtful(
+                        "main_config.not_judged",
+                        chain(&error),
+                        error.hint(),
+                    ));
+                }
+            }
         }
-        Some(Ok(())) => (),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::Line;
 use crate::{
-    auth::counted,
+    auth::{Advice, counted},
     options::{Options, PermissionOptions},
     reconcile::Plan,
 };
@@ -26,10 +26,16 @@ pub(super) fn look(options: &Options, plan: &Plan, lines: &mut Vec<Line>) {
         lines.push(Line::doubtful(&code, text, it.problem.mend()));
     }
     lines.push(defaults(&options.permissions));
-    if plan.remarks.is_empty() {
+    // A role that is kept for later does nothing: it is not even in the auth file.
+    let (unused, remarks): (Vec<_>, Vec<_>) =
+        plan.remarks.iter().partition(|it| it.advice == Advice::Unused);
+    for it in unused {
+        lines.push(Line::good("permissions.unused", it.to_string()));
+    }
+    if remarks.is_empty() {
         lines.push(Line::good("permissions.fine", "nothing that is rarely meant"));
     }
-    for it in &plan.remarks {
+    for it in remarks {
         let code = format!("permissions.{}", it.advice.kind());
         lines.push(Line::doubtful(&code, it.to_string(), it.advice.mend()));
     }

@@ -16,7 +16,7 @@ use std::{
 use pb_nats::{
     Options,
     admin::Admin,
-    init::{self, Wanted},
+    init::{self, Settings, Wanted},
     options::{Secret, keep_settings_from},
     source::{Login, SourceError, Superuser},
     state::StateError,
@@ -248,7 +248,11 @@ async fn set_up(
 
     let wanted = Wanted {
         options,
-        settings: begins.then(|| folder.settings()),
+        settings: if begins {
+            Settings::New(folder.settings())
+        } else {
+            Settings::There(folder.settings())
+        },
         main_config: Some(folder.main_config()),
     };
     let superuser = log_in(folder, &wanted.options, &password).await?;

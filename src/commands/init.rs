@@ -8,9 +8,10 @@ use std::{
 };
 
 use anyhow::Context as _;
+use fs_err as fs;
 use pb_nats::{
     Options,
-    init::{self, Plan, Step, Wanted},
+    init::{self, Plan, Settings, Step, Wanted},
 };
 use serde_json::json;
 
@@ -73,7 +74,8 @@ pub(crate) async fn init(cli: &Cli, arguments: &Init) -> anyhow::Result<ExitCode
         let hint = "give `--url`";
         pocketbase.url = Some(ask("PocketBase's address", URL, hint)?);
     }
-    if wanted.settings.is_some() && wanted.main_config.is_none() && is_asking(arguments) {
+    let new = matches!(wanted.settings, Settings::New(_));
+    if new && wanted.main_config.is_none() && is_asking(arguments) {
         let question = "nats-server's main config (empty: print the lines that it needs)";
         let answer = ask(question, "", "")?;
         let path = Some(answer).filter(|it| !it.is_empty()).map(std::path::absolute);
@@ -132,7 +134,7 @@ fn wanted(cli: &Cli, arguments: &Init) -> anyhow::Result<Wanted> {
         };
         set(&mut pocketbase.user_collection, &arguments.user_collection);
         set(&mut pocketbase.role_collection, &arguments.role_collection);
-        return Ok(Wanted { options, settings: Some(file), main_config });
+        return Ok(Wanted { options, settings: Settings::New(file), main_config });
     }
     let mut options = Options::load(Some(&file), env::vars_os())?;
     let pocketbase = &mut options.pocketbase;
@@ -160,7 +162,26 @@ fn wanted(cli: &Cli, arguments: &Init) -> anyhow::Result<Wanted> {
             .into());
         }
     }
-    Ok(Wanted { options, settings: None, main_config })
+    if let (Some(given), Some(found)) = (&main_config, &options.nats.config_file)
+        && real(given) != real(found)
+    {
+        let (given, settings) = (given.display(), file.display());
+        return Err(Usage {
+            problem: format!("`nats.config_file` is {} in {settings}, not {given}", found.display()),
+            hint: Some(format!(
+                "if nats-server is started with {given} now, set `nats.config_file` to it, and what goes \
+                 with it (`pid_file`, `monitor_url`), and run this again; for a second server, add the \
+                 include to its main config by hand"
+            )),
+        }
+        .into());
+    }
+    Ok(Wanted { options, settings: Settings::There(std::path::absolute(file)?), main_config })
+}
+
+/// The path without links, if there is such a file.
+fn real(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
 fn migrate(arguments: &Init, folder: &Path, name: &str, text: &str) -> anyhow::Result<ExitCode> {
@@ -210,8 +231,8 @@ fn tell(arguments: &Init, plan: &Plan, done: &[String]) -> anyhow::Result<ExitCo
             text,
             "\nnats-server's main config needs these lines, at its end; the path as seen from its \
              folder, of {}:\n\n{lines}\n\
-             With `--nats-config FILE` they are added. In the settings, `nats.config_file` and \
-             `nats.pid_file` are then to be set.\n",
+             `pb-nats init --nats-config FILE` adds them, after a look whether nats-server starts with \
+             them, and completes the settings.\n",
             plan.options.auth_file.path.display(),
         );
     }
@@ -223,10 +244,16 @@ fn tell(arguments: &Init, plan: &Plan, done: &[String]) -> anyhow::Result<ExitCo
     }
     if !done.is_empty() {
         let beside = |it: &Step| matches!(it, Step::AuthFile(_) | Step::MainConfig { .. });
-        let restart = if plan.steps.iter().any(beside) { "restart nats-server once, " } else { "" };
+        let first = if plan.adopt {
+            "take the auth file over (`pb-nats once --adopt`), "
+        } else if plan.steps.iter().any(beside) {
+            "restart nats-server once, "
+        } else {
+            ""
+        };
         let _ = writeln!(
             text,
-            "\nNext: {restart}make a user (`pb-nats user add NAME --role ROLE --generate`), then \
+            "\nNext: {first}make a user (`pb-nats user add NAME --role ROLE --generate`), then \
              `pb-nats check` and `pb-nats run`."
         );
     }

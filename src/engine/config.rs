@@ -20,9 +20,11 @@ use self::servers::Convergence;
 pub use self::{
     auth_file::{Applied, AuthFile},
     judge::Digest,
-    main_config::{MainConfig, NoAuthUser, NotUnderstood, Place, Placement, Unresolved},
+    main_config::{
+        Apart, Conflict, MainConfig, NoAuthUser, NotUnderstood, Place, Placement, Unresolved,
+    },
     servers::{Outcome, Proof, Servers, SyncStatus},
-    setup::{add_to_main_config, judge},
+    setup::{add_to_main_config, starts, would_start},
 };
 pub(crate) use self::{
     freeze::{checks, measured},

@@ -181,14 +181,16 @@ impl System {
         ours.extend(self.greeted(&answers, &ours).await);
         let (answers, strangers): (Vec<_>, Vec<_>) =
             answers.into_iter().partition(|it| is_ours(it, &ours));
-        // Who does not even say who it is may be one of ours.
-        garbled.retain(|_, (it, _)| {
-            it.id.as_ref().is_none_or(|id| ours.iter().any(|ours| ours.is(id, &it.cluster)))
-        });
         let now = Instant::now();
         self.strangers.extend(strangers.into_iter().map(|it| (it.id.clone(), (it, now))));
         self.strangers.retain(|id, (_, heard)| {
             heard.elapsed() < REMEMBERED && answers.iter().all(|it| it.id != *id)
+        });
+        // Who is not understood may be one of ours, unless it says otherwise.
+        garbled.retain(|_, (it, _)| {
+            let id = it.id.as_deref().unwrap_or_default();
+            !self.strangers.contains_key(id)
+                && (it.cluster.is_empty() || ours.iter().any(|ours| ours.is(id, &it.cluster)))
         });
         if answers.is_empty() && garbled.is_empty() {
             self.client = None;

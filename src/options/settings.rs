@@ -5,6 +5,8 @@
 
 use std::{fmt::Write, sync::LazyLock};
 
+use toml::Table;
+
 const TEMPLATE: &str = include_str!("../../dist/pb-nats.toml");
 
 pub(super) static SETTINGS: LazyLock<Vec<Setting>> =
@@ -103,6 +105,41 @@ pub fn settings_file(values: &[(&str, String)]) -> String {
     text + "\n"
 }
 
+/// The text of a settings file with these values too, each below the remark that tells of it, or else
+/// below its section. `None`: it is written in a way in which that cannot be done, or has them.
+pub fn with_settings(text: &str, values: &[(&str, String)]) -> Option<String> {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let mut wanted: Table = text.parse().ok()?;
+    for (name, value) in values {
+        let (section, key) = name.split_once('.')?;
+        let line = format!("{key} = {value}");
+        let bare = |it: &str| it.split('#').next().unwrap_or_default().trim().to_owned();
+        let is_header = |it: &String| bare(it).starts_with('[');
+        let begins = lines.iter().position(|it| {
+            let inner = bare(it);
+            let inner = inner.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
+            inner.is_some_and(|it| it.trim() == section)
+        });
+        if let Some(begins) = begins {
+            let rest = &lines[begins + 1..];
+            let rest = &rest[..rest.iter().position(is_header).unwrap_or(rest.len())];
+            let told = rest.iter().position(|it| {
+                let remark = it.trim_start().strip_prefix('#').and_then(|it| it.split_once('='));
+                remark.is_some_and(|(it, _)| it.trim() == key)
+            });
+            lines.insert(begins + 1 + told.map_or(0, |it| it + 1), line);
+        } else {
+            lines.extend([String::new(), format!("[{section}]"), line]);
+        }
+        let value: Table = format!("it = {value}").parse().ok()?;
+        let section = wanted.entry(section).or_insert_with(|| Table::new().into());
+        section.as_table_mut()?.insert(key.to_owned(), value["it"].clone());
+    }
+    let text = lines.join("\n") + "\n";
+    // Whatever it looks like, it has to say what it said, and these, and nothing else.
+    (text.parse::<Table>().ok()? == wanted).then_some(text)
+}
+
 /// Reads the template: `# prose`, `[section]`, `key = default`, `#key = example`.
 fn sections() -> Vec<Section> {
     let mut sections: Vec<Section> = Vec::new();
@@ -174,6 +211,41 @@ mod tests {
         wanted.pocketbase.url = Some("u".into());
         assert_eq!(format!("{found:#?}"), format!("{wanted:#?}"));
         assert_eq!(text.lines().count(), TEMPLATE.lines().count());
+    }
+
+    #[test]
+    fn a_settings_file_gains_values_and_keeps_all_else() {
+        let values = [
+            ("nats.config_file", "\"n.conf\"".to_owned()),
+            ("nats.pid_file", "\"n.pid\"".to_owned()),
+            ("auth_file.path", "\"a.conf\"".to_owned()),
+        ];
+        let full = settings_file(&[("pocketbase.url", "\"u\"".into())]);
+        let text = with_settings(&full, &values).unwrap();
+        let all = [&[("pocketbase.url", "\"u\"".to_owned())], &values[..]].concat();
+        let options = |text: &str| format!("{:#?}", toml::from_str::<Options>(text).unwrap());
+        assert_eq!(options(&text), options(&settings_file(&all)));
+        // Every line that was there is there, in its order.
+        let mut left = text.lines();
+        assert!(full.lines().all(|line| left.any(|it| it == line)), "{text}");
+        let told = "#config_file = \"nats-server.conf\"\nconfig_file = \"n.conf\"\n";
+        assert!(text.contains(told), "{text}");
+
+        let pid_file = &values[1..2];
+        let short = "# mine\n[ nats ] # here\nreload_timeout = \"3s\" # long\n[sync]";
+        let longer = "# mine\n[ nats ] # here\npid_file = \"n.pid\"\nreload_timeout = \"3s\" # long\n[sync]\n";
+        assert_eq!(with_settings(short, pid_file).as_deref(), Some(longer));
+        let alone = "\n[nats]\npid_file = \"n.pid\"\n";
+        assert_eq!(with_settings("", pid_file).as_deref(), Some(alone));
+        for cannot in [
+            "nats.x = 1",
+            "nats = {}",
+            "[nats]\npid_file = \"b\"",
+            "x = \"\"\"\n[nats]\n\"\"\"",
+            "=",
+        ] {
+            assert_eq!(with_settings(cannot, pid_file), None, "{cannot}");
+        }
     }
 
     #[test]

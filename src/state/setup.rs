@@ -10,7 +10,8 @@ use std::{
 use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
 use tempfile::TempDir;
 
-use super::{Lock, StateError, beside, folder, stage, sweep};
+use super::{Lock, StateError, StateFile, beside, folder, stage, sweep};
+use crate::options::{Options, with_settings};
 
 /// Whether a file that is there already is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,4 +73,16 @@ pub fn log_file(path: &Path) -> Result<std::fs::File, StateError> {
     let opened = options.write(true).create(true).truncate(true).mode(0o600).open(path);
     let opened = opened.map(|it| it.into_parts().0);
     opened.map_err(|source| StateError::Io { path: path.to_owned(), what: "written", source })
+}
+
+/// Adds values to the settings file, where there are none. What it says already stays.
+pub fn add_to_settings(path: &Path, values: &[(&str, String)]) -> Result<(), StateError> {
+    let mut file = StateFile::at(path, &Options::default());
+    sweep(folder(path));
+    let former = file.text()?;
+    let text = with_settings(&former, values).ok_or_else(|| {
+        let source = io::Error::other("what is there cannot be added to");
+        file.io("completed", source)
+    })?;
+    file.write(&text).map(drop)
 }

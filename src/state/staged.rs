@@ -3,7 +3,7 @@
 use std::{
     io::{self, Write as _},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
@@ -55,6 +55,17 @@ impl Scratch {
 
     pub(crate) fn path(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Writes a file that nobody else may read, in a folder of it if need be. Returns its path.
+    pub(crate) fn put(&self, name: impl AsRef<Path>, text: &str) -> io::Result<PathBuf> {
+        let path = self.path().join(name);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let mut file = fs::OpenOptions::new();
+        file.write(true).create_new(true).mode(0o600).open(&path)?.write_all(text.as_bytes())?;
+        Ok(path)
     }
 }
 

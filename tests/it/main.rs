@@ -17,6 +17,7 @@ mod hygiene;
 mod init;
 mod liveness;
 mod main_config;
+mod main_config_start;
 mod manners;
 mod middlebox;
 mod permissions;

@@ -3,14 +3,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::Write as _,
     iter,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Instant, SystemTime},
 };
 
-use fs_err::{self as fs, os::unix::fs::OpenOptionsExt as _};
+use fs_err as fs;
 use tokio::sync::OnceCell;
 use tracing::{debug, warn};
 
@@ -253,9 +252,9 @@ impl AuthFile {
                 return Ok(None);
             };
             let dir = scratch.path().join(name);
-            fs::create_dir(&dir).map_err(|err| self.state.io("checked", err))?;
-            for (name, contents) in files {
-                self.scratch(&dir.join(name), &contents)?;
+            for (file, contents) in files {
+                let put = scratch.put(dir.join(file), &contents);
+                put.map_err(|err| self.state.io("checked", err))?;
             }
             let asked = judge.ask(&dir.join(MainConfig::FIRST)).await;
             Ok::<_, EngineError>(Some(asked.map_err(|said| reasons(&said, &dir))))
@@ -264,8 +263,7 @@ impl AuthFile {
         if matches!(asked, Some(Ok(_))) {
             return Ok(());
         }
-        let alone = scratch.path().join("auth.conf");
-        self.scratch(&alone, text)?;
+        let alone = scratch.put("auth.conf", text).map_err(|err| self.state.io("checked", err))?;
         if let Err(said) = judge.ask(&alone).await {
             return Err(EngineError::Rejected(reasons(&said, scratch.path())));
         }
@@ -277,14 +275,6 @@ impl AuthFile {
             }
         }
         Ok(())
-    }
-
-    fn scratch(&self, path: &Path, text: &str) -> Result<(), EngineError> {
-        let mut file = fs::OpenOptions::new();
-        let written = file.write(true).create_new(true).mode(0o600).open(path);
-        written
-            .and_then(|mut it| it.write_all(text.as_bytes()))
-            .map_err(|err| self.state.io("checked", err).into())
     }
 
     /// The nats-server program, looked at again when it was replaced.

@@ -8,9 +8,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use fs_err as fs;
 use tokio::{process::Command, time};
 
-use crate::options::keep_settings_from;
+use crate::{options::keep_settings_from, state::Scratch};
 
 /// How long nats-server may think about a config; half a million users take it 13 s.
 const CHECK_DEADLINE: Duration = Duration::from_mins(2);
@@ -54,14 +55,51 @@ impl Judge {
             .map_err(|err| format!("{}: {err}", self.program.display()))?;
         let said = String::from_utf8_lossy(&output.stderr);
         if !output.status.success() {
-            let name = self.program.file_name().unwrap_or_default().to_string_lossy();
-            return Err(said.trim().trim_start_matches(&format!("{name}: ")).to_owned());
+            return Err(self.complaint(&output));
         }
         let digest = said.rsplit_once("(sha256:").and_then(|(_, rest)| rest.split_once(')'));
         Ok(digest.map(|(value, _)| Digest {
             version: self.version.clone(),
             value: format!("sha256:{value}"),
         }))
+    }
+
+    /// Whether nats-server starts with the config, as far as it judges one: that is more than `-t`
+    /// does, which only reads it, and less is refused for a mere warning.
+    ///
+    /// It is really started, with a pid file that nobody can write. It comes to that when it has
+    /// looked at all of its settings and before it opens anything, and ends there: no port, no file
+    /// and no other server is touched.
+    pub(super) async fn start(&self, config: &Path, scratch: &Scratch) -> Result<(), String> {
+        let log = scratch.path().join("log");
+        let failed = |err: io::Error| format!("{}: {err}", self.program.display());
+        // Not even root can write a file below a file.
+        let pid_file = scratch.put("no-folder", "").map_err(failed)?.join("pid");
+        let arguments: [&OsStr; 10] = [
+            "-c".as_ref(),
+            config.as_ref(),
+            "--pid".as_ref(),
+            pid_file.as_ref(),
+            // Its first line is written once the settings are found to be good.
+            "--log".as_ref(),
+            log.as_ref(),
+            "--addr".as_ref(),
+            "127.0.0.1".as_ref(),
+            "--port".as_ref(),
+            "-1".as_ref(),
+        ];
+        let output = run(&self.program, &arguments).await.map_err(failed)?;
+        if fs::metadata(&log).is_ok_and(|it| it.len() > 0) {
+            return Ok(());
+        }
+        Err(self.complaint(&output))
+    }
+
+    /// What the program said, but for its own name.
+    fn complaint(&self, output: &std::process::Output) -> String {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let name = self.program.file_name().unwrap_or_default().to_string_lossy();
+        said.trim().trim_start_matches(&format!("{name}: ")).to_owned()
     }
 }
 

@@ -1,3 +1,5 @@
+mod limits;
+
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
@@ -8,6 +10,7 @@ use std::{
 
 use fs_err as fs;
 
+pub use self::limits::{Apart, Conflict};
 use crate::{
     auth::{
         Policy,
@@ -154,7 +157,12 @@ impl Placement {
     /// How to fix it.
     pub fn hint(&self) -> &'static str {
         match self {
-            Placement::InForce | Placement::NotIncluded | Placement::Overridden { .. } => {
+            Placement::NotIncluded => {
+                "put `include \"auth.conf\"`, with the auth file's path as seen from the main config's \
+                 folder, on a line of its own at its top level, behind any `authorization` block; \
+                 `pb-nats init --nats-config FILE` does so"
+            }
+            Placement::InForce | Placement::Overridden { .. } => {
                 "put `include \"auth.conf\"`, with the auth file's path as seen from the main config's \
                  folder, on a line of its own at its top level, behind any `authorization` block"
             }
@@ -241,12 +249,16 @@ impl MainConfig {
 
     /// Adds to the settings what the main config says about records.
     pub fn rule(&self, policy: &mut Policy) {
+        policy.needed = self.needed_names();
+        policy.reserved.extend(self.account_users());
+    }
+
+    /// Names that the auth file must have, since nats-server does not start without them. `None`: not
+    /// known.
+    pub(super) fn needed_names(&self) -> Option<BTreeSet<String>> {
         let theirs = self.account_users();
-        policy.needed = self.top.is_ok().then(|| {
-            let needed = self.no_auth_users().into_iter().map(|it| it.user);
-            needed.filter(|it| !theirs.contains(it)).collect()
-        });
-        policy.reserved.extend(theirs);
+        let needed = self.no_auth_users().into_iter().map(|it| it.user);
+        self.top.is_ok().then(|| needed.filter(|it| !theirs.contains(it)).collect())
     }
 
     /// The names and nkeys of users in `accounts`, which no user in `authorization` may have.
@@ -719,7 +731,7 @@ mod tests {
     use super::{MainConfig, Placement};
 
     /// The config `main.conf` in a folder with these files.
-    fn config(files: &[(&str, &str)]) -> MainConfig {
+    pub(super) fn config(files: &[(&str, &str)]) -> MainConfig {
         let dir = tempfile::tempdir().unwrap();
         for (name, text) in files {
             crate::state::tests::put(&dir.path().join(name), text);
