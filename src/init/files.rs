@@ -61,7 +61,7 @@ pub(super) async fn addition(
         return Err(InitError::Occupied { path: path.to_owned(), line, users });
     }
     limits(&config, notes);
-    let lines = further_lines(&config, path, options, notes);
+    let lines = further_lines(&config, path, options, new, notes);
     let end = |include: &str| {
         let end = if included { String::new() } else { include_lines(include) };
         format!("\n# Added by `pb-nats init`.\n{lines}{end}")
@@ -116,6 +116,7 @@ fn further_lines(
     config: &MainConfig,
     path: &Path,
     options: &mut Options,
+    new: bool,
     notes: &mut Vec<String>,
 ) -> String {
     let mut lines = String::new();
@@ -124,8 +125,9 @@ fn further_lines(
     // What a server's command line says counts more than its config.
     let started = CommandLine::of(path);
     let pid_path = dir.join("nats-server.pid");
-    let untold =
-        nats.pid_file.is_empty() && nats.reload_command.is_none() && nats.system_url.is_none();
+    // Whoever has chosen the system account needs neither.
+    let other_way = nats.system_url.is_some() && !new;
+    let untold = nats.pid_file.is_empty() && nats.reload_command.is_none() && !other_way;
     // Settings that name it are of a run that came no further.
     if untold || nats.pid_file == [pid_path.clone()] {
         let told = started.as_ref().and_then(|it| it.pid_file.clone());
@@ -146,7 +148,7 @@ fn further_lines(
         }
     }
     let monitor = format!("http://{MONITOR}");
-    let untold = nats.monitor_url.is_empty() && nats.system_url.is_none();
+    let untold = nats.monitor_url.is_empty() && !other_way;
     if untold || nats.monitor_url == [monitor.clone()] {
         let told = started.and_then(|it| it.monitor).map(|(url, _)| url);
         let keys = ["http", "http_port", "monitor_port", "https", "https_port"];
