@@ -252,8 +252,8 @@ async fn a_look_whether_nats_server_starts_touches_nothing() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let text = format!(
-            "server_name: n\nlisten: \"127.0.0.1:{port}\"\nhttp: \"127.0.0.1:{port}\"\npid_file: {}\nlog_file: {}\n\
-             ports_file_dir: {}\njetstream {{ store_dir: {} }}\nwebsocket {{ port: {port}, no_tls: true }}\n\
+            "server_name: n\nlisten: \"127.0.0.1:{port}\"\nhttp: \"127.0.0.1:-1\"\npid_file: {}\nlog_file: {}\n\
+             ports_file_dir: {}\njetstream {{ store_dir: {} }}\nwebsocket {{ port: -1, no_tls: true }}\n\
              cluster {{ name: c, port: {port}, routes: [\"nats://127.0.0.1:{port}\"] }}\n",
             file("pid"),
             file("log"),
