@@ -63,7 +63,7 @@ pub(super) async fn main_config(
                 "`nats.config_file` is not set, so nobody looks whether nats-server includes the auth file",
                 "set it to the main config",
             ));
-            judge(options, file, None, lines).await;
+            judge(options, file, None, plan, lines).await;
             return None;
         }
         Err(error) => {
@@ -139,7 +139,7 @@ pub(super) async fn main_config(
         };
         lines.push(Line::doubtful("main_config.no_auth_user", text, &*hint));
     }
-    judge(options, file, Some(&config), lines).await;
+    judge(options, file, Some(&config), plan, lines).await;
     Some(config)
 }
 
@@ -168,6 +168,7 @@ async fn judge(
     options: &Options,
     file: &mut AuthFile,
     config: Option<&MainConfig>,
+    plan: Option<&Plan>,
     lines: &mut Vec<Line>,
 ) {
     let unknown = config.is_some_and(|it| matches!(it.placement(), Placement::Unknown(_)));
@@ -203,14 +204,19 @@ async fn judge(
                 Ok(Some(Ok(()))) if !told => {
                     lines.push(Line::good("main_config.accepted", "nats-server starts with it"));
                 }
-                Ok(Some(Err(said))) if !told => lines.push(Line::wrong(
-                    "main_config.refused",
-                    format!("nats-server neither starts with it nor reloads it: {said}"),
-                    Some(
-                        "mend that before the next restart; `nats-server -t` does not notice"
-                            .into(),
-                    ),
-                )),
+                Ok(Some(Err(said))) if !told => {
+                    let behind = plan.is_some_and(|it| it.write && it.refused.is_none());
+                    let first = if behind {
+                        "`pb-nats once`, as the auth file is behind; if that does not help, "
+                    } else {
+                        ""
+                    };
+                    lines.push(Line::wrong(
+                        "main_config.refused",
+                        format!("nats-server neither starts with it nor reloads it: {said}"),
+                        Some(format!("{first}fix that before the next restart; `nats-server -t` does not notice")),
+                    ));
+                }
                 Ok(_) => (),
                 Err(error) => {
                     lines.push(Line::doubtful(
