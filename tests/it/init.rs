@@ -308,7 +308,7 @@ fn nobody_logs_in_to_pocketbase_as_a_user_of_nats() {
         ann["active"] = true.into();
         let id = pb.create("nats_users", &ann);
         let list = init.run(&["user", "list"]).success().stdout;
-        assert!(list.contains("ann   in NATS  mine"), "{version:?}: {list}");
+        assert!(list.contains("ann   not yet in the auth file  mine"), "{version:?}: {list}");
         let ask = |path: &str, body: &Value| {
             pb.request("POST", &format!("/api/collections/nats_users/{path}"), "", body).0
         };
@@ -746,6 +746,7 @@ fn a_main_config_that_would_no_longer_start_is_left_alone_and_so_is_pocketbase()
         (own.replace("mqtt", "websocket"), ["`websocket` (line 3 of ", "`pb-nats user add`"], true),
         ("operator: op.jwt".into(), ["operator mode", "one of its own"], true),
         (format!("trusted_keys: [{key}]"), ["lets in nobody", "one of its own"], true),
+        ("server_tags: [$OF_THE_SERVICE]".into(), ["`$OF_THE_SERVICE`", "EnvironmentFile="], false),
         (twice.into(), ["no longer start", "\"pb-nats-locked\""], false),
     ] {
         write(init.path("n.conf"), &config);
