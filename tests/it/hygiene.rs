@@ -274,7 +274,7 @@ fn only_what_dead_processes_left_is_swept() {
     let once = pb_nats.run_with(&["once"]);
     let scratch = || {
         let found = named(&temporary, |it| it.starts_with("pb-nats-check-"));
-        found.into_iter().find(|it| it.join("new").join("0.conf").exists())
+        found.into_iter().find(|it| it.join("new").join("main-0.conf").exists())
     };
     let scratch = eventually("it asks nats-server", scratch);
     write(nats.dir().join(".pb-nats-000000"), "left by a dead process");
@@ -286,7 +286,7 @@ fn only_what_dead_processes_left_is_swept() {
             && !temporary.join("pb-nats-check-000000").exists()
     };
     eventually("what a dead one left is swept", || swept().then_some(()));
-    assert!(scratch.join("new/0.conf").exists(), "this one lives");
+    assert!(scratch.join("new/main-0.conf").exists(), "this one lives");
     write(&gate, "");
     assert!(once.ended(SOON).unwrap().success(), "{:?}", once.lines());
     lets_in(&nats, "ann");

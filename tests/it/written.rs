@@ -42,6 +42,7 @@ fn town(version: Option<&str>) -> (Pb, Nats, PbNats, String) {
 fn add(pb: &Pb, name: &str, role: &str, password: &str) -> String {
     let user = json!({
         "username": name, "active": true, "role_id": [role], "password": password,
+        "passwordConfirm": password,
     });
     pb.create("nats_users", &user)
 }
@@ -83,8 +84,8 @@ fn what_is_wrong_with_a_record_is_shown_in_pocketbase_until_it_is_mended() {
         assert_eq!(overall["reason"], "In force on 1 of 1 server · 1 user · 4 roles");
         assert!(since(&overall) <= jiff::Timestamp::now());
 
-        let bob = pb
-            .create("nats_users", &json!({ "username": "bob", "active": true, "role_id": [role] }));
+        let bob = add(&pb, "bob", &role, PASSWORD);
+        pb.update("nats_users", &bob, &json!({ "nkey": "nonsense" }));
         let left_out = until(&pb, "bob", |_| true);
         assert_eq!(
             (&left_out["collection"], &left_out["record"]),
@@ -94,8 +95,8 @@ fn what_is_wrong_with_a_record_is_shown_in_pocketbase_until_it_is_mended() {
             (&left_out["state"], &left_out["in_force"]),
             (&json!("left_out"), &json!(false))
         );
-        assert!(left_out["reason"].as_str().unwrap().contains("password"), "{left_out:#}");
-        assert!(left_out["mend"].as_str().unwrap().contains("set a password"), "{left_out:#}");
+        assert!(left_out["reason"].as_str().unwrap().contains("nkey"), "{left_out:#}");
+        assert!(left_out["mend"].as_str().unwrap().contains("the public key"), "{left_out:#}");
         let bad = pb.role("bad", &["a..b", "a b"], &[]);
         let partly = until(&pb, "bad", |_| true);
         assert_eq!((&partly["record"], &partly["state"]), (&json!(bad), &json!("not_granted")));
@@ -105,7 +106,7 @@ fn what_is_wrong_with_a_record_is_shown_in_pocketbase_until_it_is_mended() {
             in_force(it) && it["reason"].as_str().unwrap().ends_with("· 3 findings")
         });
 
-        pb.update("nats_users", &bob, &json!({ "password": PASSWORD }));
+        pb.update("nats_users", &bob, &json!({ "nkey": "" }));
         eventually("bob is not shown", || (shown(&pb).len() == 2).then_some(()));
         pb.update("nats_roles", &bad, &json!({ "publish_permissions": ["a.b"] }));
         eventually("only the whole is shown", || (shown(&pb).len() == 1).then_some(()));
@@ -177,7 +178,8 @@ fn what_is_written_causes_nothing_more_to_be_written() {
         }
         let running = pb_nats.run_with(&["-v", "run"]);
         until(&pb, "everything", in_force);
-        pb.create("nats_users", &json!({ "username": "bob", "active": true, "role_id": [role] }));
+        let bob = add(&pb, "bob", &role, PASSWORD);
+        pb.update("nats_users", &bob, &json!({ "nkey": "nonsense" }));
         until(&pb, "bob", |_| true);
         let settled = (0..5).any(|_| {
             let before = counts(&running);
@@ -197,7 +199,8 @@ fn a_burst_is_written_at_most_once_a_second() {
     let (begin, (before, _)) = (Instant::now(), counts(&running));
     for number in 0..40 {
         let name = format!("user-{number}");
-        pb.create("nats_users", &json!({ "username": name, "active": true, "role_id": [role] }));
+        let user = add(&pb, &name, &role, PASSWORD);
+        pb.update("nats_users", &user, &json!({ "nkey": "nonsense" }));
     }
     eventually("all are shown", || (shown(&pb).len() == 41).then_some(()));
     let (written, _) = counts(&running);
