@@ -6,6 +6,7 @@
 mod changes;
 pub mod conf;
 mod connection;
+mod decide;
 mod desired;
 mod diff;
 pub mod explain;
@@ -13,6 +14,7 @@ mod finding;
 mod lint;
 mod matching;
 mod render;
+mod rules;
 mod snapshot;
 mod subject;
 #[cfg(test)]
@@ -20,12 +22,14 @@ mod tests;
 
 pub use changes::{Changes, Event, EventType, Limits, MaxRemoved, Refused, counted};
 pub use connection::{ConnectionType, ConnectionTypes};
-pub use desired::{Credential, Desired, Grant, Policy, Responses, Rules, Subjects, User};
+pub use decide::Policy;
+pub use desired::{Credential, Desired, Grant, User};
 pub use diff::{Answers, Change, Diff, Holding, Hunk, Rights};
 pub use explain::{Action, Answer, Explain, Question, Verdict};
 pub use finding::{Effect, Finding, Problem};
 pub use lint::{Advice, Remark, lint};
 pub use matching::Delivery;
 pub use render::{Found, closed, dated, parse, reads_back, render, stamp};
+pub use rules::{Responses, Rules, Subjects};
 pub use snapshot::{PasswordHash, Permissions, RoleRecord, Snapshot, UserRecord};
 pub use subject::{BadSubject, Subject, check_template};

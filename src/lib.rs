@@ -6,8 +6,8 @@
 //! ```text
 //! PocketBase ──hint──▶ loop ──▶ PASS
 //!                       ▲        │  snapshot ▶ desired ▶ changes ▶ guard       pure, in `auth`
-//!   resync / retry ─────┘        │  render ▶ check ▶ replace                   `apply`
-//!                                ▼  each server: running? ▶ reload ▶ running   `server`
+//!   resync / retry ─────┘        │  render ▶ check ▶ replace                   `engine`, `state`
+//!                                ▼  each server: running? ▶ reload ▶ running   `engine`, `nats`
 //! ```
 //!
 //! A pass is idempotent. A hint only decides *when* the next pass runs, never what it does, so a

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::{
     BadSubject, ConnectionType, Credential, Delivery, Desired, Effect, Finding, Permissions,
     Policy, Responses, RoleRecord, Rules, Snapshot, Subject, Subjects, User, UserRecord,
-    desired::{array, responses},
+    decide::{array, responses},
     matching::{Ruling, withheld},
     subject::{Values, fill},
 };

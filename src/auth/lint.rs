@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     BadSubject, Permissions, Policy, RoleRecord, Snapshot, Subject, UserRecord, check_template,
-    desired::array, subject::is_template,
+    decide::array, subject::is_template,
 };
 
 /// Longer lists are not compared entry by entry: that takes the square of their length.

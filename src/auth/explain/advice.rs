@@ -8,7 +8,7 @@ use std::fmt;
 use super::{Action, Entry, Explain, Line, Question, Record, Ruling, allow, denying};
 use crate::auth::{
     ConnectionType, Effect, Finding, RoleRecord, Subject, User, UserRecord, counted,
-    desired::responses,
+    decide::responses,
     subject::{Values, fill, is_template},
 };
 
