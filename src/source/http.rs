@@ -494,7 +494,9 @@ impl Source for Http {
         let live = self.live.get_or_insert_with(|| {
             let topics = [&self.names.users, &self.names.roles].map(Clone::clone);
             let (token, link) = (self.token.subscribe(), self.link.clone());
-            Live::start(self.api.clone(), token, topics, link, self.known.clone(), self.resync)
+            let secret = self.credentials.file().cloned();
+            let known = self.known.clone();
+            Live::start(self.api.clone(), token, secret, topics, link, known, self.resync)
         });
         live.hint.notified().await;
         self.hinted = true;
@@ -525,6 +527,19 @@ impl Credentials {
             (None, None, None, Some(_)) => wrong("a password is set without `identity`"),
             (None, None, None, None) => wrong("there are no credentials beside `url`"),
             _ => wrong("more than one kind of credentials is set"),
+        }
+    }
+}
+
+impl Credentials {
+    /// The file that they are in, if they are.
+    fn file(&self) -> Option<&PathBuf> {
+        match self {
+            Credentials::TokenFile(file)
+            | Credentials::Password { password: Password::File(file), .. } => Some(file),
+            Credentials::Token(_) | Credentials::Password { password: Password::Text(_), .. } => {
+                None
+            }
         }
     }
 }

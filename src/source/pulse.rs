@@ -1,7 +1,10 @@
-//! Whether PocketBase answers at all. The live connection does not tell: it stands, silent, while
-//! PocketBase hangs.
+//! What the live connection does not tell, but stands, silent: that PocketBase hangs, and that the token
+//! is not good any more.
 
 use std::{
+    fs::Metadata,
+    os::unix::fs::MetadataExt as _,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -43,6 +46,21 @@ pub(super) async fn watch(api: Api, hint: Arc<Notify>, link: watch::Sender<Link>
                 let silence = Silence { since: heard, error: Arc::new(error) };
                 link.send_modify(|it| it.silence = Some(silence));
             }
+        }
+    }
+}
+
+/// Hints when this file was replaced: a token or password that is set anew is used at once, as nobody
+/// tells that the former one is of no use any more.
+pub(super) async fn watch_secret(file: PathBuf, hint: Arc<Notify>) {
+    let print = |it: Metadata| (it.dev(), it.ino(), it.len(), it.ctime(), it.ctime_nsec());
+    let mut before = fs_err::tokio::metadata(&file).await.ok().map(print);
+    loop {
+        time::sleep(PERIOD).await;
+        let now = fs_err::tokio::metadata(&file).await.ok().map(print);
+        if now.is_some() && now != before {
+            before = now;
+            hint.notify_one();
         }
     }
 }

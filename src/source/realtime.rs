@@ -1,6 +1,7 @@
 //! The live connection: a task that only ever says "look again".
 
 use std::{
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
@@ -60,10 +61,12 @@ pub(super) struct Live {
 }
 
 impl Live {
-    /// Follows the collections, as the one whose token it is.
+    /// Follows the collections, as the one whose token it is. It, or the password for it, may be in a
+    /// file.
     pub(super) fn start(
         api: Api,
         token: watch::Receiver<Option<HeaderValue>>,
+        secret: Option<PathBuf>,
         collections: [String; 2],
         link: watch::Sender<Link>,
         known: Arc<Known>,
@@ -73,6 +76,9 @@ impl Live {
         let mut task = JoinSet::new();
         let ears = Ears { known, resync, fresh: 2, ..Ears::default() };
         task.spawn(pulse::watch(api.clone(), hint.clone(), link.clone()));
+        if let Some(file) = secret {
+            task.spawn(pulse::watch_secret(file, hint.clone()));
+        }
         task.spawn(Following { api, token, collections, hint: hint.clone(), link, ears }.run());
         Live { hint, _task: task }
     }

@@ -679,6 +679,39 @@ fn a_token_file_is_read_again_when_it_changes() {
     assert_eq!(read(&mut source).unwrap().users.len(), 1);
 }
 
+/// PocketBase tells nobody that a token is of no use any more: the live connection stands, silent.
+#[test]
+fn a_token_or_password_is_used_as_soon_as_its_file_is_replaced() {
+    let pb = started(None, Users::Text, Optional::Present);
+    pb.user("ann", "x", "");
+    let service = service(&pb, &["nats_users", "nats_roles"]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secret");
+    let by_token =
+        PocketBaseOptions { token: None, token_file: Some(file.clone()), ..over_http(&pb) };
+    let by_password = PocketBaseOptions {
+        password: None,
+        password_file: Some(file.clone()),
+        ..Service::by_password(pb.url())
+    };
+    for (options, first) in [(by_token, &*service.token), (by_password, PASSWORD)] {
+        write(&file, first);
+        let mut source = open(&options);
+        read(&mut source).unwrap();
+        settled(&mut source);
+        service.end_tokens(&pb);
+        let token = || pb.log_in("nats_sync", SERVICE, PASSWORD).unwrap();
+        let next = if options.token_file.is_some() { token() } else { PASSWORD.to_owned() };
+        write(&file, next);
+        assert!(hinted(&mut source));
+        read(&mut source).unwrap();
+        settled(&mut source);
+        pb.user("bob", "x", "");
+        assert!(hinted(&mut source), "the connection is one of the token that counts");
+        assert!(!hinted_within(Duration::from_secs(2), &mut source), "once is enough");
+    }
+}
+
 #[test]
 fn one_log_in_serves_until_its_token_is_refused() {
     for version in VERSIONS {
