@@ -1,6 +1,7 @@
 //! The promises, while everything breaks that can break: real servers, the real pb-nats, real
 //! clients, and faults one by one and several at once.
 
+mod alone;
 mod checker;
 mod fault;
 mod proxy;
@@ -22,7 +23,7 @@ use clap::ValueEnum as _;
 use fastrand::Rng;
 
 use crate::{cargo, support::Signal, tools};
-use fault::Fault;
+use fault::{Broken, Fault};
 use steps::Step;
 use truth::Harm;
 use world::{Place, World};
@@ -89,7 +90,7 @@ pub(crate) fn run(arguments: &Faults) -> Result<()> {
     ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::SeqCst))?;
     let begun = Instant::now();
     self_test::run(&binary, Rng::with_seed(seed)).context("the checker is not to be trusted")?;
-    println!("the checker notices an intruder, a lapse and what is not in step");
+    println!("the checker notices an intruder, a lapse, what is not in step, and what is not said");
     if arguments.self_test {
         return Ok(());
     }
@@ -141,6 +142,7 @@ impl Round<'_> {
         for _ in 0..combinations {
             let mut several: Vec<Fault> = Vec::new();
             let mut candidates = here.clone();
+            candidates.retain(|it| !it.is_alone());
             rng.shuffle(&mut candidates);
             for fault in candidates {
                 let clash = several.iter().any(|it| it.about() == fault.about());
@@ -314,12 +316,20 @@ fn at_once(world: &mut World, faults: &[Fault], quick: bool) -> Result<Verdict> 
             world.change();
         }
     }
+    let mut wrongs = Vec::new();
+    let mut ask = |world: &mut World, broken: &[(Fault, Broken)]| {
+        for (fault, broken) in broken {
+            wrongs.extend(fault.ask(world, broken).err().map(|it| format!("{it:#}")));
+        }
+    };
+    ask(world, &broken);
     let longest = match faults {
         // Longer than it takes to notice by oneself.
         [Fault::LiveHeld | Fault::LiveDeaf] if !quick => 150_000,
         // Longer than the others may wait for it.
         [Fault::NodeCutOff | Fault::NodeUnheard] if !quick => 15_000,
         [Fault::ReloadHangs] => 4_000,
+        [fault] if !quick && fault.is_alone() => 6_000,
         _ if quick => world.rng.u64(100..700),
         _ => world.rng.u64(100..4_000),
     };
@@ -330,9 +340,13 @@ fn at_once(world: &mut World, faults: &[Fault], quick: bool) -> Result<Verdict> 
             world.change();
         }
     }
+    // What was said has to stay said.
+    if !quick {
+        ask(world, &broken);
+    }
     world.rng.clone().shuffle(&mut broken);
     for (fault, broken) in broken {
-        fault.end(world, broken)?;
+        wrongs.extend(fault.end(world, broken).err().map(|it| format!("{it:#}")));
     }
     let afterwards = |world: &mut World| {
         if faults.iter().any(|it| it.is_about_the_file()) {
@@ -340,7 +354,7 @@ fn at_once(world: &mut World, faults: &[Fault], quick: bool) -> Result<Verdict> 
             world.resume_nats(0);
         }
     };
-    let verdict = judge(world, afterwards);
+    let verdict = judge(world, wrongs, afterwards);
     if faults.contains(&Fault::ClockSetBack) {
         world.pb_nats.clear_env();
         world.stop_pb_nats(Signal::TERM);
@@ -358,7 +372,7 @@ fn at_step(world: &mut World, step: &Step, fault: Option<Fault>) -> Result<Verdi
         // It would be stopped there later, when nobody lets it go on.
         world.stop_pb_nats(Signal::KILL);
         world.start_pb_nats();
-        return Ok(match judge(world, |_| ()) {
+        return Ok(match judge(world, Vec::new(), |_| ()) {
             Verdict::Held { .. } => Verdict::Skipped("the step was not reached".into()),
             verdict => verdict,
         });
@@ -373,7 +387,7 @@ fn at_step(world: &mut World, step: &Step, fault: Option<Fault>) -> Result<Verdi
         world.stop_pb_nats(Signal::KILL); // it has ended already
         world.start_pb_nats();
     }
-    let verdict = judge(world, |_| ());
+    let verdict = judge(world, Vec::new(), |_| ());
     if fault.is_some() {
         steps::stop(world);
     }
@@ -381,9 +395,14 @@ fn at_step(world: &mut World, step: &Step, fault: Option<Fault>) -> Result<Verdi
 }
 
 /// Whether all is in step in time after the faults, and was never otherwise than it may be.
-fn judge(world: &mut World, afterwards: impl FnOnce(&mut World)) -> Verdict {
+///
+/// `wrongs`: what was seen already.
+fn judge(
+    world: &mut World,
+    mut wrongs: Vec<String>,
+    afterwards: impl FnOnce(&mut World),
+) -> Verdict {
     world.checker.trouble_ends();
-    let mut wrongs = Vec::new();
     let mut slowest = Duration::ZERO;
     let mut wait = |world: &World, what: &str| match world.in_step(LIMIT) {
         Ok(took) => slowest = slowest.max(took),
@@ -395,6 +414,8 @@ fn judge(world: &mut World, afterwards: impl FnOnce(&mut World)) -> Verdict {
     wait(world, "a change after the fault");
     afterwards(world);
     wait(world, "a restart of nats-server after the fault");
+    // What is so has to be said, too.
+    wrongs.extend(world.says_in_step(LIMIT).err().map(|it| format!("{it:#}")));
     let seen = world.checker.seen();
     wrongs.extend(seen.wrongs);
     if let Some(ended) = world.running.as_ref().and_then(|it| it.ended(Duration::ZERO)) {

@@ -35,6 +35,8 @@ pub(crate) struct Nats {
     name: String,
     binary: PathBuf,
     extra: String,
+    /// Lines behind those, which may change from start to start.
+    further: String,
     /// Where clients connect. It stays the same when the server is started again.
     pub(crate) address: SocketAddr,
     /// Where `/varz` is.
@@ -135,6 +137,7 @@ impl Nats {
             name: name.into(),
             binary: tool("nats-server", setup.version),
             extra: setup.extra.into(),
+            further: String::new(),
             address: unknown,
             monitor: unknown,
             routes: None,
@@ -170,6 +173,12 @@ impl Nats {
         self.process = Some(process);
     }
 
+    /// Gives the main config further lines, in place of those that it was given last. They count from
+    /// its next start on.
+    pub(crate) fn configure(&mut self, lines: &str) {
+        lines.clone_into(&mut self.further);
+    }
+
     /// Stops the server in an orderly way.
     pub(crate) fn stop(&mut self) {
         self.end(Signal::TERM);
@@ -183,6 +192,11 @@ impl Nats {
     fn end(&mut self, signal: Signal) {
         let process = self.process.take().expect("the server runs");
         process.end(signal);
+    }
+
+    /// What it is called, by the servers too.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// The folder that holds everything.
@@ -304,7 +318,7 @@ impl Nats {
     }
 
     /// Reads a page of the monitor.
-    fn ask(&self, page: &str) -> Value {
+    pub(crate) fn ask(&self, page: &str) -> Value {
         let url = format!("{}/{page}", self.monitor_url());
         let mut answer = super::http().get(&url).call().expect("the monitor answers");
         answer.body_mut().read_json().expect("the monitor speaks JSON")
@@ -331,7 +345,7 @@ listen: "{address}"
 http: "{monitor}"
 ports_file_dir: "{dir}"
 pid_file: "{pid}"
-{extra}
+{extra}{further}
 # Should the included file ever be empty, this one lets nobody in.
 authorization {{
   users = [ {{user: "locked", password: "{LOCKED}", permissions: {{publish: {{deny: ">"}}, subscribe: {{deny: ">"}}}}}} ]
@@ -339,6 +353,7 @@ authorization {{
 include "auth.conf"
 "#,
             name = self.name,
+            further = self.further,
             address = listen(self.address),
             monitor = listen(self.monitor),
             dir = self.dir().display(),

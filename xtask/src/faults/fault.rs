@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{
@@ -22,7 +23,7 @@ use super::{
     truth::Harm,
     world::{Mount, People, Place, World, eve, is_root},
 };
-use crate::support::{Signal, bcrypt, write};
+use crate::support::{Nats, Signal, bcrypt, write};
 
 /// Something that breaks and is mended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -39,10 +40,16 @@ pub(super) enum Fault {
     PocketBaseSlow,
     #[value(name = "pocketbase-unreachable")]
     PocketBaseUnreachable,
+    #[value(name = "pocketbase-dead")]
+    PocketBaseDead,
+    #[value(name = "pocketbase-hung")]
+    PocketBaseHung,
     NatsKilled,
     NatsStopped,
     NatsRestarted,
     NatsSlow,
+    NatsDead,
+    NatsHung,
     DiskFull,
     FolderReadOnly,
     FileEdited,
@@ -58,12 +65,17 @@ pub(super) enum Fault {
     LiveSlow,
     TokenRevoked,
     DatabaseRestored,
+    CollectionRenamed,
+    ListRuleClosed,
     ClockSetBack,
     ReloadHangs,
     ReloadLies,
     ReloadLate,
     NodeCutOff,
     NodeUnheard,
+    LeafNode,
+    NoAuthUser,
+    Stranger,
 }
 
 /// What a fault is about. Two faults of one subject cannot be combined.
@@ -80,10 +92,18 @@ pub(super) enum About {
 /// What has to be known until a fault ends.
 #[derive(Default)]
 pub(super) struct Broken {
-    server: usize,
+    pub(super) server: usize,
     file: String,
     people: Option<People>,
     slow: Option<Slow>,
+    /// A server that has joined, and is not ours.
+    pub(super) other: Option<Nats>,
+    /// Where the broken server listens for something new.
+    pub(super) door: Option<SocketAddr>,
+    /// The collection, and what it is called meanwhile.
+    pub(super) collection: (&'static str, &'static str),
+    /// A record.
+    pub(super) record: String,
 }
 
 /// A process that may do something only now and then. When dropped, it may go on.
@@ -120,11 +140,13 @@ impl Drop for Slow {
 }
 
 use Fault::{
-    ClockSetBack, DatabaseRestored, DiskFull, FileDeleted, FileEdited, FileForeign, FileOlder,
-    FileOlderAndLoaded, FolderReadOnly, LiveCut, LiveDeaf, LiveHeld, LiveSlow, LiveTorn, LiveTwice,
-    NatsKilled, NatsRestarted, NatsSlow, NatsStopped, NodeCutOff, NodeUnheard, PbNatsKilled,
-    PbNatsStopped, PocketBaseKilled, PocketBaseRestarted, PocketBaseSlow, PocketBaseStopped,
-    PocketBaseUnreachable, ReloadHangs, ReloadLate, ReloadLies, TokenRevoked,
+    ClockSetBack, CollectionRenamed, DatabaseRestored, DiskFull, FileDeleted, FileEdited,
+    FileForeign, FileOlder, FileOlderAndLoaded, FolderReadOnly, LeafNode, ListRuleClosed, LiveCut,
+    LiveDeaf, LiveHeld, LiveSlow, LiveTorn, LiveTwice, NatsDead, NatsHung, NatsKilled,
+    NatsRestarted, NatsSlow, NatsStopped, NoAuthUser, NodeCutOff, NodeUnheard, PbNatsKilled,
+    PbNatsStopped, PocketBaseDead, PocketBaseHung, PocketBaseKilled, PocketBaseRestarted,
+    PocketBaseSlow, PocketBaseStopped, PocketBaseUnreachable, ReloadHangs, ReloadLate, ReloadLies,
+    Stranger, TokenRevoked,
 };
 
 /// How a client asks for the live connection.
@@ -142,7 +164,9 @@ impl Fault {
             PbNatsKilled | NatsKilled => {
                 &[Place::Signal, Place::Command, Place::Database, Place::Cluster]
             }
-            NatsStopped | NatsRestarted => &[Place::Signal, Place::Cluster],
+            NatsStopped | NatsRestarted | NatsDead | NatsHung | LeafNode => {
+                &[Place::Signal, Place::Cluster]
+            }
             PocketBaseKilled | PocketBaseRestarted | DatabaseRestored => {
                 &[Place::Signal, Place::Database]
             }
@@ -150,6 +174,8 @@ impl Fault {
             | PocketBaseStopped
             | PocketBaseSlow
             | PocketBaseUnreachable
+            | PocketBaseDead
+            | PocketBaseHung
             | NatsSlow
             | DiskFull
             | FolderReadOnly
@@ -159,24 +185,27 @@ impl Fault {
             | LiveTorn
             | LiveTwice
             | LiveSlow
-            | TokenRevoked
-            | ClockSetBack => &[Place::Signal],
-            FileEdited | FileDeleted | FileOlder | FileOlderAndLoaded | LiveDeaf => {
-                &[Place::Resync]
-            }
+            | TokenRevoked => &[Place::Signal],
+            ClockSetBack => &[Place::Signal, Place::Undigested],
+            FileEdited | FileDeleted | FileOlder | FileOlderAndLoaded | LiveDeaf
+            | CollectionRenamed | ListRuleClosed | NoAuthUser => &[Place::Resync],
             ReloadHangs | ReloadLies | ReloadLate => &[Place::Command],
-            NodeCutOff | NodeUnheard => &[Place::Cluster],
+            NodeCutOff | NodeUnheard | Stranger => &[Place::Cluster],
         }
     }
 
     pub(super) fn about(self) -> About {
         match self {
             PbNatsKilled | PbNatsStopped | ClockSetBack => About::PbNats,
-            PocketBaseKilled | PocketBaseStopped | PocketBaseRestarted | TokenRevoked
-            | DatabaseRestored => About::PocketBase,
+            PocketBaseKilled | PocketBaseStopped | PocketBaseRestarted | PocketBaseDead
+            | PocketBaseHung | TokenRevoked | DatabaseRestored | CollectionRenamed => {
+                About::PocketBase
+            }
             NatsKilled | NatsStopped | NatsRestarted | NatsSlow | DiskFull | FolderReadOnly
             | FileEdited | FileDeleted | FileOlder | FileOlderAndLoaded | FileForeign
-            | NodeCutOff | NodeUnheard => About::Nats,
+            | NodeCutOff | NodeUnheard | NatsDead | NatsHung | LeafNode | NoAuthUser | Stranger => {
+                About::Nats
+            }
             PocketBaseSlow
             | PocketBaseUnreachable
             | LiveCut
@@ -184,7 +213,8 @@ impl Fault {
             | LiveDeaf
             | LiveTorn
             | LiveTwice
-            | LiveSlow => About::Live,
+            | LiveSlow
+            | ListRuleClosed => About::Live,
             ReloadHangs | ReloadLies | ReloadLate => About::Reload,
         }
     }
@@ -194,7 +224,7 @@ impl Fault {
         match self {
             // There is a resync, or a new connection, and nothing else is broken.
             FileEdited | FileDeleted | FileOlder | LiveCut | LiveDeaf | LiveTorn | LiveTwice
-            | LiveSlow | ClockSetBack | PocketBaseSlow => Harm::None,
+            | LiveSlow | ListRuleClosed | ClockSetBack | PocketBaseSlow => Harm::None,
             FileOlderAndLoaded => Harm::Tampered,
             PbNatsKilled
             | PbNatsStopped
@@ -216,7 +246,15 @@ impl Fault {
             | ReloadLies
             | ReloadLate
             | NodeCutOff
-            | NodeUnheard => Harm::Late,
+            | NodeUnheard
+            | PocketBaseDead
+            | PocketBaseHung
+            | NatsDead
+            | NatsHung
+            | CollectionRenamed
+            | LeafNode
+            | NoAuthUser
+            | Stranger => Harm::Late,
         }
     }
 
@@ -234,7 +272,17 @@ impl Fault {
         let mut broken = Broken { server: world.any_server(), ..Broken::default() };
         let only_there = matches!(
             self,
-            NatsKilled | NatsStopped | NatsRestarted | NatsSlow | NodeCutOff | NodeUnheard
+            NatsKilled
+                | NatsStopped
+                | NatsRestarted
+                | NatsSlow
+                | NatsDead
+                | NatsHung
+                | NodeCutOff
+                | NodeUnheard
+                | LeafNode
+                | NoAuthUser
+                | Stranger
         );
         world.checker.trouble_begins(self.harm(), only_there.then_some(broken.server));
         match self {
@@ -249,13 +297,13 @@ impl Fault {
                 world.pause(0..400);
                 world.signal_pb_nats(Signal::STOP);
             }
-            PocketBaseKilled | PocketBaseRestarted => {
+            PocketBaseKilled | PocketBaseRestarted | PocketBaseDead => {
                 world.change();
                 world.pause(0..300);
                 world.pb_is_up = false;
-                if self == PocketBaseKilled { world.pb.kill() } else { world.pb.stop() }
+                if self == PocketBaseRestarted { world.pb.stop() } else { world.pb.kill() }
             }
-            PocketBaseStopped => {
+            PocketBaseStopped | PocketBaseHung => {
                 world.change();
                 world.pause(0..300);
                 world.pb_is_up = false;
@@ -263,13 +311,13 @@ impl Fault {
             }
             PocketBaseSlow => world.proxy.set(Weather::Slow, ""),
             PocketBaseUnreachable => world.proxy.set(Weather::Cut, ""),
-            NatsKilled | NatsRestarted => {
+            NatsKilled | NatsRestarted | NatsDead => {
                 world.change();
                 world.pause(0..400);
-                let signal = if self == NatsKilled { Signal::KILL } else { Signal::TERM };
+                let signal = if self == NatsRestarted { Signal::TERM } else { Signal::KILL };
                 world.stop_nats(broken.server, signal);
             }
-            NatsStopped => {
+            NatsStopped | NatsHung => {
                 world.change();
                 world.pause(0..400);
                 world.checker.outage_begins(broken.server);
@@ -316,6 +364,9 @@ impl Fault {
             ReloadLate => mode(world, "late"),
             NodeCutOff => partition(world, broken.server, Weather::Cut),
             NodeUnheard => partition(world, broken.server, Weather::Held),
+            CollectionRenamed | ListRuleClosed | LeafNode | NoAuthUser | Stranger => {
+                self.set_up(world, &mut broken)?;
+            }
         }
         Ok(broken)
     }
@@ -368,11 +419,11 @@ impl Fault {
         match self {
             PbNatsKilled => world.start_pb_nats(),
             PbNatsStopped => world.signal_pb_nats(Signal::CONT),
-            PocketBaseKilled | PocketBaseRestarted => {
+            PocketBaseKilled | PocketBaseRestarted | PocketBaseDead => {
                 world.pb.resume();
                 world.pb_is_up = true;
             }
-            PocketBaseStopped => {
+            PocketBaseStopped | PocketBaseHung => {
                 world.pb.signal(Signal::CONT);
                 world.pb_is_up = true;
             }
@@ -384,8 +435,8 @@ impl Fault {
             | LiveTorn
             | LiveTwice
             | LiveSlow => world.proxy.set(Weather::Fair, ""),
-            NatsKilled | NatsRestarted => world.resume_nats(broken.server),
-            NatsStopped => {
+            NatsKilled | NatsRestarted | NatsDead => world.resume_nats(broken.server),
+            NatsStopped | NatsHung => {
                 world.nats[broken.server].signal(Signal::CONT);
                 world.checker.outage_ends(broken.server);
             }
@@ -408,6 +459,9 @@ impl Fault {
             ClockSetBack => replace(&clock(world), "+0")?,
             ReloadHangs | ReloadLies | ReloadLate => mode(world, "well"),
             NodeCutOff | NodeUnheard => partition(world, broken.server, Weather::Fair),
+            CollectionRenamed | ListRuleClosed | LeafNode | NoAuthUser | Stranger => {
+                self.put_away(world, broken)?;
+            }
         }
         Ok(())
     }

@@ -5,7 +5,11 @@ use std::{fs, path::Path, time::Duration};
 use anyhow::{Result, ensure};
 use fastrand::Rng;
 
-use super::world::{Place, World, eve};
+use super::{
+    alone,
+    fault::{Broken, Fault},
+    world::{Place, World, eve},
+};
 use crate::support::{Signal, bcrypt, poll};
 
 /// Everything is broken by hand, while pb-nats is stopped, and has to be noticed.
@@ -51,6 +55,18 @@ pub(super) fn run(binary: &Path, rng: Rng) -> Result<()> {
     world.nats[0].load(&good).map_err(anyhow::Error::msg)?;
     ensure!(world.in_step(2 * limit).is_ok(), "all is well again");
     world.checker.seen();
+
+    // One that is stopped says nothing; one that goes on says nothing of what is not so.
+    ensure!(world.says_in_step(limit).is_err(), "pb-nats is stopped, and is said to say something");
+    world.signal_pb_nats(Signal::CONT);
+    world.says_in_step(4 * limit)?;
+    let silence = Fault::NatsDead.tells(&world, &Broken::default(), limit);
+    ensure!(silence.is_err(), "all is well, and pb-nats is said to say otherwise");
+    alone::nobody_reloads(&world, &[&world.nats[0]], limit, || ())?;
+    let reloads = || world.nats[0].signal(Signal::HUP);
+    let quiet = alone::nobody_reloads(&world, &[&world.nats[0]], limit, reloads);
+    ensure!(quiet.is_err(), "the reload of a server is not noticed");
+    world.signal_pb_nats(Signal::STOP);
 
     // Nothing of what PocketBase says from now on is put in force.
     world.change_password();

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use fastrand::Rng;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -20,8 +20,8 @@ use super::{
     truth::{Claim, Truth, Who},
 };
 use crate::support::{
-    Door, Nats, Pb, PbNats, Running, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, Signal, bcrypt,
-    eventually, free_address,
+    Door, Nats, Pb, PbNats, Running, SUPERUSER, SYSTEM_ACCOUNT, SYSTEM_USER, Setup, Signal, bcrypt,
+    eventually, free_address, http,
 };
 
 /// How pb-nats reads PocketBase, and reaches nats-server.
@@ -29,10 +29,13 @@ use crate::support::{
 pub(super) enum Place {
     /// Over HTTP; by SIGHUP, verified by the monitor.
     Signal,
-    /// The same, with a resync every two seconds: what gives no hint is found by that alone.
+    /// The same, with an account and a view as `pb-nats init` makes them, and a resync every two
+    /// seconds: what gives no hint is found by that alone.
     Resync,
     /// The same, with a reload command.
     Command,
+    /// By SIGHUP, a nats-server that shows no digest of its config: only when it loaded one.
+    Undigested,
     /// From the database file.
     Database,
     /// Over HTTP; a cluster of three, over the system account.
@@ -40,14 +43,21 @@ pub(super) enum Place {
 }
 
 impl Place {
-    pub(super) const ALL: [Place; 5] =
-        [Place::Signal, Place::Resync, Place::Command, Place::Database, Place::Cluster];
+    pub(super) const ALL: [Place; 6] = [
+        Place::Signal,
+        Place::Resync,
+        Place::Command,
+        Place::Undigested,
+        Place::Database,
+        Place::Cluster,
+    ];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Place::Signal => "by SIGHUP",
             Place::Resync => "by SIGHUP, resync every 2 s",
             Place::Command => "by command",
+            Place::Undigested => "by SIGHUP, nats-server 2.10",
             Place::Database => "from the database file",
             Place::Cluster => "cluster of three",
         }
@@ -56,6 +66,7 @@ impl Place {
 
 /// All of it, gone when dropped.
 pub(super) struct World {
+    pub(super) place: Place,
     /// pb-nats, while it runs.
     pub(super) running: Option<Running>,
     pub(super) checker: Checker,
@@ -69,7 +80,9 @@ pub(super) struct World {
     /// Whether PocketBase can be asked.
     pub(super) pb_is_up: bool,
     pub(super) people: People,
-    ids: Ids,
+    pub(super) ids: Ids,
+    /// Where pb-nats tells how it is.
+    listen: SocketAddr,
     /// What pb-nats has said before it was started again.
     pub(super) said: Vec<String>,
     pub(super) rng: Rng,
@@ -91,14 +104,20 @@ pub(super) struct People {
     late: bool,
     /// Whether there is a tom.
     tom: bool,
+    /// Whether lea is active, whose leaf node may be connected.
+    lea: bool,
 }
 
 /// Ids of records.
-struct Ids {
-    staff: String,
+pub(super) struct Ids {
+    /// The collections, whatever they are called.
+    pub(super) users: String,
+    pub(super) roles: String,
+    pub(super) staff: String,
     shift: String,
     marker: String,
     pat: String,
+    lea: String,
     guests: Vec<String>,
     account: String,
 }
@@ -122,6 +141,9 @@ impl People {
         allowed.extend([rob().lets_in(), rob().publishes(shift)]);
         if self.tom {
             allowed.insert(tom().lets_in());
+        }
+        if self.lea {
+            allowed.insert(lea().lets_in());
         }
         allowed
     }
@@ -154,6 +176,11 @@ fn rob() -> Who {
 
 fn tom() -> Who {
     Who::new("tom", "tom-password")
+}
+
+/// Whose leaf node may be connected.
+pub(super) fn lea() -> Who {
+    Who::new("lea", "lea-password")
 }
 
 /// Who was deactivated before the first fault.
@@ -192,9 +219,10 @@ impl World {
             _ => None,
         };
         let within = disk.as_ref().map(Mount::path);
+        let version = (place == Place::Undigested).then_some("2.10.26");
         let (mut nats, routes, doors) = match place {
             Place::Cluster => cluster(),
-            _ => (vec![Nats::with(Setup { within, ..Setup::default() })], vec![], vec![]),
+            _ => (vec![Nats::with(Setup { version, within, ..Setup::default() })], vec![], vec![]),
         };
         // From now on their configs have the addresses that they chose, and stay the same.
         for server in &mut nats {
@@ -206,8 +234,14 @@ impl World {
         let (ids, people) = populate(&pb);
         let zoe_id = pb.user("zoe", &zoe().password, &ids.staff);
         pb_nats.set("pocketbase.url", format!("http://{}", proxy.address));
+        let listen = free_address();
+        pb_nats.set("admin.listen", listen.to_string());
         settle(place, &mut pb_nats, &pb, &nats, &doors);
-        fs::write(pb_nats.dir().join("token"), token(&pb, &ids.account))?;
+        let token = match place {
+            Place::Resync => set_up(binary, &pb)?,
+            _ => token(&pb, &ids.account),
+        };
+        fs::write(pb_nats.dir().join("token"), token)?;
 
         let mut truth = Truth::new(limit);
         let now = Instant::now();
@@ -226,6 +260,7 @@ impl World {
         let addresses: Vec<SocketAddr> = nats.iter().map(|it| it.address).collect();
         let checker = Checker::start(truth, &addresses, keepers(), never());
         let world = World {
+            place,
             running: Some(running),
             checker,
             pb_nats,
@@ -237,6 +272,7 @@ impl World {
             pb_is_up: true,
             people,
             ids,
+            listen,
             said: Vec::new(),
             rng,
             old_file,
@@ -258,6 +294,50 @@ impl World {
             let found = named(&fs::read_to_string(&file).unwrap_or_default());
             (found != names).then(|| format!("the auth file names {found:?}, not {names:?}"))
         })
+    }
+
+    /// Waits until pb-nats tells of itself what is wanted.
+    pub(super) fn says(
+        &self,
+        limit: Duration,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        /// How long nobody is asked after an answer.
+        const REST: Duration = Duration::from_millis(50);
+        let deadline = Instant::now() + limit;
+        loop {
+            let said = self.status();
+            if let Some(said) = said.as_ref().filter(|it| wanted(it)) {
+                return Ok(said.clone());
+            }
+            if Instant::now() >= deadline {
+                let said = said.map_or_else(
+                    || "nothing".into(),
+                    |it| {
+                        format!(
+                            "{}, {}, without live changes {}",
+                            it["state"], it["summary"], it["source"]["unheard"]
+                        )
+                    },
+                );
+                bail!("pb-nats does not say within {limit:?} {what}, but {said}");
+            }
+            std::thread::sleep(REST);
+        }
+    }
+
+    /// Waits until pb-nats says that all is in step.
+    pub(super) fn says_in_step(&self, limit: Duration) -> Result<Value> {
+        self.says(limit, "that all is in step", |it| it["state"] == "in_step")
+    }
+
+    /// What pb-nats tells of itself, if it does.
+    fn status(&self) -> Option<Value> {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let request = http().get(format!("http://{}/status", self.listen));
+        let request = request.config().timeout_global(Some(PATIENCE)).build();
+        request.call().ok()?.body_mut().read_json().ok()
     }
 
     /// Changes something in PocketBase, if that is there.
@@ -284,6 +364,12 @@ impl World {
         self.turn_into(people);
     }
 
+    /// Makes lea active, or not.
+    pub(super) fn let_lea(&mut self, active: bool) {
+        let people = People { lea: active, ..self.people.clone() };
+        self.turn_into(people);
+    }
+
     /// Makes PocketBase say this of the people.
     fn turn_into(&mut self, people: People) {
         let (pb, ids, before) = (&self.pb, &self.ids, &self.people);
@@ -291,17 +377,20 @@ impl World {
             let wanted = people.guests.iter().zip(&before.guests).zip(&ids.guests);
             for ((now, then), id) in wanted {
                 if now != then {
-                    pb.update("nats_users", id, &json!({ "active": now }));
+                    pb.update(&ids.users, id, &json!({ "active": now }));
                 }
             }
             if people.password != before.password {
                 let hash = bcrypt(&pat(people.password).password);
-                pb.update("nats_users", &ids.pat, &json!({ "password": hash }));
+                pb.update(&ids.users, &ids.pat, &json!({ "password": hash }));
+            }
+            if people.lea != before.lea {
+                pb.update(&ids.users, &ids.lea, &json!({ "active": people.lea }));
             }
             if people.late != before.late {
                 let subject = if people.late { "shift.late" } else { "shift.early" };
                 let role = json!({ "publish_permissions": [subject] });
-                pb.update("nats_roles", &ids.shift, &role);
+                pb.update(&ids.roles, &ids.shift, &role);
             }
             match (before.tom, people.tom) {
                 (false, true) => {
@@ -309,9 +398,9 @@ impl World {
                         "id": TOM, "username": "tom", "password": bcrypt(&tom().password),
                         "role_id": [ids.staff], "active": true,
                     });
-                    pb.create("nats_users", &record);
+                    pb.create(&ids.users, &record);
                 }
-                (true, false) => pb.delete("nats_users", TOM),
+                (true, false) => pb.delete(&ids.users, TOM),
                 _ => (),
             }
         });
@@ -350,6 +439,13 @@ impl World {
     pub(super) fn resume_nats(&mut self, server: usize) {
         self.nats[server].resume();
         self.checker.outage_ends(server);
+    }
+
+    /// Starts a server again, with further lines in its main config.
+    pub(super) fn restart_nats(&mut self, server: usize, lines: &str) {
+        self.stop_nats(server, Signal::TERM);
+        self.nats[server].configure(lines);
+        self.resume_nats(server);
     }
 
     /// A server by chance.
@@ -396,7 +492,7 @@ impl World {
             eventually("PocketBase is as it was", || {
                 // It starts again meanwhile.
                 let path = format!("{}{marker}", pb.url());
-                let request = crate::support::http().get(path).header("Authorization", pb.token());
+                let request = http().get(path).header("Authorization", pb.token());
                 let record: Value = request.call().ok()?.body_mut().read_json().ok()?;
                 (record["name"] == "before").then_some(())
             });
@@ -440,9 +536,11 @@ impl Drop for World {
     }
 }
 
-/// The names in an auth file.
+/// The names in an auth file, without those that stand there only because the main config needs them.
 fn named(file: &str) -> BTreeSet<String> {
-    let users = file.lines().filter_map(|it| it.trim().strip_prefix("{user: \""));
+    const LOCKED: &str = "\"$2a$04$pbxnatsxlocked";
+    let users = file.lines().filter(|it| !it.contains(LOCKED));
+    let users = users.filter_map(|it| it.trim().strip_prefix("{user: \""));
     users.filter_map(|it| it.split('"').next().map(str::to_owned)).collect()
 }
 
@@ -454,6 +552,7 @@ fn populate(pb: &Pb) -> (Ids, People) {
     pb.user(&ann.name, &ann.password, &staff);
     pb.user(&bob.name, &bob.password, "");
     pb.user("rob", &rob().password, &shift);
+    let lea = pb.user("lea", &lea().password, &staff);
     let pat = pb.user("pat", &pat(0).password, &staff);
     let guests = (0..3).map(guest).map(|it| pb.user(&it.name, &it.password, &staff)).collect();
     let marker = pb.role("before", &[], &[]);
@@ -464,8 +563,14 @@ fn populate(pb: &Pb) -> (Ids, People) {
             "passwordConfirm": "account-password",
         }),
     );
-    let people = People { password: 0, guests: [true; 3], late: false, tom: false };
-    (Ids { staff, shift, marker, pat, guests, account }, people)
+    let id = |collection: &str| {
+        let collection = format!("/api/collections/{collection}");
+        let found = pb.ask("GET", &collection, &Value::Null);
+        found["id"].as_str().expect("a collection has an id").to_owned()
+    };
+    let (users, roles) = (id("nats_users"), id("nats_roles"));
+    let people = People { password: 0, guests: [true; 3], late: false, tom: false, lea: true };
+    (Ids { users, roles, staff, shift, marker, pat, lea, guests, account }, people)
 }
 
 /// A token for pb-nats's account.
@@ -473,6 +578,18 @@ fn token(pb: &Pb, account: &str) -> String {
     let path = format!("/api/collections/_superusers/impersonate/{account}");
     let answer = pb.ask("POST", &path, &json!({ "duration": 86_400 }));
     answer["token"].as_str().expect("a token").to_owned()
+}
+
+/// Has `pb-nats init` make an account of its own and the view. The account's token.
+fn set_up(binary: &Path, pb: &Pb) -> Result<String> {
+    let (user, password) = SUPERUSER;
+    let mut init = PbNats::new(binary);
+    init.set_env("PB_NATS_SUPERUSER", user);
+    init.set_env("PB_NATS_SUPERUSER_PASSWORD", password);
+    fs::remove_file(init.settings_file())?;
+    let output = init.command(&["init", "--yes", "--url", &pb.url()]);
+    ensure!(output.code == Some(0), "pb-nats init: {}", output.stderr);
+    Ok(fs::read_to_string(init.dir().join("pb-nats.token"))?)
 }
 
 fn cluster() -> (Vec<Nats>, Vec<Proxy>, Vec<Proxy>) {
@@ -489,7 +606,7 @@ fn cluster() -> (Vec<Nats>, Vec<Proxy>, Vec<Proxy>) {
 /// What the settings say, where it is not the usual.
 fn settle(place: Place, pb_nats: &mut PbNats, pb: &Pb, nats: &[Nats], doors: &[Proxy]) {
     match place {
-        Place::Signal => (),
+        Place::Signal | Place::Undigested => (),
         Place::Resync => pb_nats.set("pocketbase.resync_interval", "2s"),
         Place::Command => {
             let script = pb_nats.dir().join("reload.sh");
