@@ -265,7 +265,8 @@ fn only_what_dead_processes_left_is_swept() {
     write(
         &slow,
         format!(
-            "#!/bin/sh\n[ \"$1\" = -t ] && while [ ! -e {} ]; do sleep 0.1; done\nexec {real} \"$@\"\n",
+            "#!/bin/sh\n[ \"$1\" = -t ] && for _ in $(seq 600); do [ -e {} ] && break; sleep 0.1; done\n\
+             exec {real} \"$@\"\n",
             gate.display()
         ),
     );
