@@ -28,7 +28,18 @@ fn run(pb_nats: &mut PbNats) -> (Running, SocketAddr) {
     pb_nats.set("pocketbase.resync_interval", "1h");
     let running = pb_nats.run();
     assert_eq!(address(&running), listen);
-    until(listen, |it| it["state"] == "in_step" && it["source"]["connected_since"].is_string());
+    // The live connection is a hint as well: what is changed before it is followed may have been there
+    // before, and has no time.
+    let time = |it: &Value| it.as_str()?.parse::<jiff::Timestamp>().ok();
+    let follows = |it: &Value| {
+        let (hint, pass) = (time(&it["source"]["last_hint"])?, time(&it["pass"]["last_attempt"])?);
+        Some(hint < pass && it["pass"]["running"].is_null())
+    };
+    until(listen, |it| {
+        it["source"]["connected_since"].is_string()
+            && is("in_step")(it)
+            && follows(it) == Some(true)
+    });
     (running, listen)
 }
 
