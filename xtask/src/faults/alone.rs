@@ -260,7 +260,7 @@ pub(super) fn nobody_reloads(
     };
     in_step(world)?;
     let none_under_way =
-        |it: &Value| it["state"] == "in_step" && it["changes"][0]["in_force"] == true;
+        |it: &Value| it["state"] == "in_step" && it["changes"][0]["in_force"] != false;
     world.says(LIMIT, "that no change is under way", none_under_way)?;
     let before = loaded();
     thread::sleep(patience / 2);
