@@ -200,7 +200,7 @@ fn a_burst_is_written_at_most_once_a_second() {
     for number in 0..40 {
         let name = format!("user-{number}");
         let user = add(&pb, &name, &role, PASSWORD);
-        pb.update("nats_users", &user, &json!({ "nkey": "nonsense" }));
+        pb.update("nats_users", &user, &json!({ "nkey": format!("nonsense {number}") }));
     }
     eventually("all are shown", || (shown(&pb).len() == 41).then_some(()));
     let (written, _) = counts(&running);
