@@ -70,11 +70,15 @@ pub(super) async fn addition(
         return Ok(None);
     }
     if !included {
-        notes.push(
-            "once nats-server loads the main config with the include, only users of PocketBase are \
-             let in; until the first pass, nobody"
-                .into(),
-        );
+        let (who, meanwhile) = if config.apart().is_some_and(|it| it.has_users()) {
+            ("users of PocketBase and of the main config's accounts", "only the latter")
+        } else {
+            ("users of PocketBase", "nobody")
+        };
+        notes.push(format!(
+            "once nats-server loads the main config with the include, only {who} are let in; until the \
+             first pass, {meanwhile}"
+        ));
     }
     let refused = |what: &str, said: String| {
         cannot(match config.unresolved().first() {

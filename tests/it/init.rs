@@ -819,6 +819,7 @@ fn whom_pocketbase_s_users_cannot_talk_to_is_told_before_and_after() {
     for told in told {
         assert!(said.contains(told), "`{told}` has to be in: {said}");
     }
+    assert!(said.contains("only users of PocketBase and of the main config's accounts"), "{said}");
     let role = pb.role("r", &[">"], &[">"]);
     pb.create("nats_users", &active("ann", &role));
     let nats = Server::of(&init.path("n.conf"));
@@ -852,6 +853,10 @@ fn whom_pocketbase_s_users_cannot_talk_to_is_told_before_and_after() {
     write(init.path("n.conf"), config.replace("APP {", "# APP {"));
     let said = init.init(&["--nats-config", "n.conf"]).success().stdout;
     assert!(!said.contains("503"), "{said}");
+    assert!(
+        said.contains("only users of PocketBase are let in; until the first pass, nobody"),
+        "{said}"
+    );
 }
 
 /// First without `--nats-config`, as it says itself for a config with users; then with it.

@@ -179,6 +179,13 @@ impl Apart {
         them (`pb-nats user add`) and take these accounts out. The system account may stay";
 }
 
+impl Apart {
+    /// Whether anybody logs in by them.
+    pub fn has_users(&self) -> bool {
+        self.0.iter().any(|(_, users)| !users.is_empty())
+    }
+}
+
 impl fmt::Display for Apart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let accounts: Vec<String> = self
@@ -196,7 +203,7 @@ impl fmt::Display for Apart {
              users with 503: beside other accounts the global one does not have it.",
             accounts.join(", ")
         )?;
-        if self.0.iter().any(|(_, users)| !users.is_empty()) {
+        if self.has_users() {
             f.write_str(" The users of these accounts still log in, by the main config")?;
         }
         Ok(())
