@@ -39,7 +39,11 @@ impl Backoff {
                 ReconcileError::Guard(refused) => Some(listed(refused.removed())),
                 _ => None,
             };
-            error!(error = text, would_go, hint, ?retry, "the last good state stays in force");
+            let holds = match failure {
+                ReconcileError::NotInForce(_) => "not known to be in force everywhere",
+                _ => "the last good state stays in force",
+            };
+            error!(error = text, would_go, hint, ?retry, "{holds}");
             self.logged = Some((text, Instant::now()));
         }
         self.wait
