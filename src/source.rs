@@ -481,7 +481,11 @@ impl SourceError {
             SourceError::Unreachable { .. } => {
                 "is PocketBase running, and is `url` its address?".into()
             }
-            SourceError::Slow { .. } => "`request_timeout` says how long an answer may take".into(),
+            SourceError::Slow { .. } => {
+                "does PocketBase hang, or is it too busy? Reading its records may take \
+                 `request_timeout`"
+                    .into()
+            }
             SourceError::Redirected { to, .. } => {
                 format!("if `{to}` is your PocketBase, set `url` to that address")
             }
