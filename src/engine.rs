@@ -200,6 +200,13 @@ impl Engine {
         }
     }
 
+    /// Who answered beside the servers that are ours, when they were last asked.
+    pub(crate) fn strangers(&self) -> Vec<&Running> {
+        match self {
+            Engine::Config(engine) => engine.strangers(),
+        }
+    }
+
     /// Tells how servers are, again and again.
     pub(crate) async fn watch(&mut self, seen: impl FnMut(&[Sight], &[&Running])) -> Infallible {
         match self {

@@ -463,6 +463,7 @@ impl<S: Source> Reconciler<S> {
     /// Tells what came of it, and fails unless every server that could be asked enforces the file.
     async fn settle(&mut self, enforced: Enforced) -> Result<Enforced, ReconcileError> {
         self.board.servers(&enforced.servers);
+        self.board.meets(&self.engine.strangers());
         self.board.cuts_off(enforced.cut_off.as_ref());
         self.board.is_at(Step::Placement);
         if let Some(took) = enforced.reload()

@@ -159,6 +159,10 @@ impl ConfigEngine {
         }
     }
 
+    pub(super) fn strangers(&self) -> Vec<&Running> {
+        self.servers.strangers()
+    }
+
     pub(super) async fn watch(
         &mut self,
         mut seen: impl FnMut(&[Sight], &[&Running]),

@@ -405,6 +405,16 @@ impl Board {
                 None => (),
             }
         }
+        self.watch.published.send_if_modified(|it| {
+            let modified = it.status.servers != servers;
+            it.status.servers = servers;
+            modified
+        });
+        self.meets(strangers);
+    }
+
+    /// Who answers beside the servers that are ours.
+    pub(crate) fn meets(&mut self, strangers: &[&nats::Running]) {
         let stranger = |it: &&nats::Running| Stranger {
             server: it.name.clone(),
             version: it.version.clone(),
@@ -412,9 +422,8 @@ impl Board {
         };
         let strangers: Vec<Stranger> = strangers.iter().map(stranger).collect();
         self.watch.published.send_if_modified(|it| {
-            let status = &mut it.status;
-            let modified = status.servers != servers || status.strangers != strangers;
-            (status.servers, status.strangers) = (servers, strangers);
+            let modified = it.status.strangers != strangers;
+            it.status.strangers = strangers;
             modified
         });
     }
