@@ -242,7 +242,7 @@ impl<S: Source> Reconciler<S> {
                 () = time::sleep_until(at) => self.board.resyncs(),
             }
             let before = self.findings.clone();
-            self.agenda.begins();
+            self.agenda.begins(scope);
             let looked = self.look(Consent::default(), scope).await;
             tell_findings(&before, &self.findings);
             match looked {

@@ -168,9 +168,13 @@ impl Agenda {
         self.probe.get_or_insert(self.next_probe.max(now));
     }
 
-    /// A look begins, and will see what all hints so far were about.
-    pub(super) fn begins(&mut self) {
+    /// A look of this scope begins, and will see what all hints so far were about. Hints that come while
+    /// it is made are for the next one.
+    pub(super) fn begins(&mut self, scope: Scope) {
         self.probe = None;
+        if !scope.is_for_revocations() {
+            self.burst = None;
+        }
     }
 
     /// A look that began then has seen what there is, whatever comes of it.
@@ -237,10 +241,9 @@ impl Agenda {
         }
     }
 
-    /// The next pass is due after that time, and the burst is over.
+    /// The next pass is due after that time, unless there are hints.
     fn next_in(&mut self, wait: Duration) {
         self.pass = Instant::now() + wait;
-        self.burst = None;
         self.removed_early = 0;
     }
 }
@@ -280,7 +283,7 @@ mod tests {
                 let (at, scope) = agenda.next();
                 time::sleep_until(at).await;
                 let begun = Instant::now();
-                agenda.begins();
+                agenda.begins(scope);
                 time::advance(LOOK).await;
                 agenda.looked(begun);
                 agenda.passed(scope, 0);
@@ -304,6 +307,20 @@ mod tests {
         assert!(next > Duration::from_secs(50), "nothing is left to do");
     }
 
+    /// The source was read at its beginning, and what came then may be a grant.
+    #[tokio::test(start_paused = true)]
+    async fn a_hint_that_comes_during_a_pass_is_a_reason_for_another() {
+        let mut agenda = Agenda::new(PACE, LIMITS);
+        agenda.begins(ALL);
+        agenda.looked(Instant::now());
+        agenda.hinted();
+        agenda.passed(ALL, 0);
+        let burst = agenda.next().0 + PACE.debounce;
+        agenda.begins(agenda.next().1);
+        agenda.passed(Scope::RevocationsOnly { removal_budget: 9 }, 0);
+        assert!(agenda.next().0 <= burst, "{agenda:?}");
+    }
+
     /// Where each reload fails, the guard would else see what is left after some were removed.
     #[tokio::test(start_paused = true)]
     async fn early_removals_that_failed_are_not_made_again_and_again() {
@@ -312,7 +329,7 @@ mod tests {
         agenda.hinted();
         let (_, scope) = agenda.next();
         assert_eq!(scope, Scope::RevocationsOnly { removal_budget: 9 });
-        agenda.begins();
+        agenda.begins(scope);
         agenda.looked(Instant::now());
         agenda.failed(scope, RETRY);
         agenda.hinted();
@@ -325,7 +342,7 @@ mod tests {
     async fn what_supersedes_is_at_once_and_few() {
         let mut agenda = Agenda::new(PACE, LIMITS);
         for removed in [4, 5] {
-            agenda.begins();
+            agenda.begins(ALL);
             time::advance(Duration::from_mins(1)).await;
             agenda.looked(Instant::now() - Duration::from_mins(1));
             agenda.superseded(removed);
@@ -351,7 +368,7 @@ mod tests {
             }
             unseen = unseen.max(seen.elapsed());
             let look = Instant::now();
-            agenda.begins();
+            agenda.begins(scope);
             time::advance(LOOK).await;
             agenda.looked(look);
             match scope {
@@ -406,11 +423,12 @@ mod tests {
         agenda.passed(ALL, 0);
         agenda.reloaded(Duration::from_mins(1));
         agenda.hinted();
-        agenda.begins();
+        agenda.begins(Scope::RevocationsOnly { removal_budget: 0 });
         agenda.looked(Instant::now());
         let (at, scope) = agenda.next();
         assert!(at <= Instant::now() + PACE.debounce, "{agenda:?}");
         assert!(matches!(scope, Scope::DeferGrants { .. }), "{agenda:?}");
+        agenda.begins(scope);
         agenda.next_in(Duration::from_hours(1));
         agenda.deferred();
         let (at, _) = agenda.next();
