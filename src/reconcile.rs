@@ -436,10 +436,11 @@ impl<S: Source> Reconciler<S> {
             let superseding = removal_budget.is_some() && enforcing.can_be_superseded();
             let mut revocation = pin!(shows(source, &hinted, revokes));
             loop {
-                match enforcing.step().await? {
-                    engine::Step::Done(enforced) => break Ok(*enforced),
-                    engine::Step::Refused(error) => break Err(error),
-                    engine::Step::Pending(pause) => tokio::select! {
+                match enforcing.step().await {
+                    Err(error) => break Err(error),
+                    Ok(engine::Step::Done(enforced)) => break Ok(Ok(*enforced)),
+                    Ok(engine::Step::Refused(error)) => break Ok(Err(error)),
+                    Ok(engine::Step::Pending(pause)) => tokio::select! {
                         () = &mut revocation, if superseding => {
                             enforcing.leave();
                             board.hinted();
@@ -454,7 +455,7 @@ impl<S: Source> Reconciler<S> {
             board.hinted();
             agenda.hinted();
         }
-        match ended {
+        match ended? {
             Ok(enforced) => self.settle(enforced).await.map(Some),
             Err(error) => Err(self.roll_back(desired, former, error).await),
         }

@@ -620,6 +620,32 @@ fn who_is_to_have_less_does_not_wait_for_a_reload_that_is_under_way() {
     }
 }
 
+/// The pass under way has read the records already, and looks at what comes then for revocations only.
+#[test]
+fn who_is_given_more_while_a_reload_is_under_way_need_not_wait_for_the_resync() {
+    let (pb, nats, mut pb_nats, Clerk { role, .. }) = town();
+    pb_nats.set("pocketbase.resync_interval", "1h");
+    pb_nats.set("nats.reload_timeout", "5m");
+    let running = pb_nats.run_with(&["-v", "run"]);
+    eventually("ann is let in", || nats.accepts("ann", PASSWORD).then_some(()));
+
+    // The order to reload goes to another server.
+    let decoy = Nats::start();
+    let pid = fs::read_to_string(nats.pid_file()).unwrap();
+    write(nats.pid_file(), decoy.pid().to_string());
+    let from = running.lines().len();
+    pb.user("bob", PASSWORD, &role);
+    running.wait_from(from, |it| it.contains("ordered to reload"));
+    pb.user("eve", PASSWORD, &role);
+    // The pass has looked at her record, and goes on waiting.
+    poll(Duration::from_secs(1), || None::<()>);
+    write(nats.pid_file(), pid);
+    nats.signal(Signal::HUP);
+    for name in ["bob", "eve"] {
+        eventually("they are let in", || nats.accepts(name, PASSWORD).then_some(()));
+    }
+}
+
 /// Each reload costs every client of the server.
 #[test]
 fn a_burst_is_few_reloads_even_of_removals() {
