@@ -357,7 +357,7 @@ impl Status {
 
     /// What was changed last, if it is not known to be in force yet.
     fn pending(&self) -> Option<&Change> {
-        self.changes.front().filter(|it| it.enforced_after.is_none() && !it.unverified)
+        self.changes.front().filter(|it| !it.in_force && !it.unverified)
     }
 
     /// Why it is as it is, if it is not as it should be.

@@ -524,8 +524,10 @@ impl ServerStatus {
         self.silent_since = None;
         if self.state == State::InStep && !as_proven {
             self.state = State::NotInStep;
-            self.detail = "it was started again or has loaded its config anew, and has not shown yet                            what it runs"
-                .into();
+            self.detail =
+                "it was started again or has loaded its config anew, and has not shown yet \
+                           what it runs"
+                    .into();
         }
     }
 
