@@ -15,8 +15,10 @@ use std::{
 use futures_util::FutureExt as _;
 use pb_nats::{
     auth::{ConnectionTypes, Credential, Desired, Grant, PasswordHash, User},
-    engine::config::{Applied, AuthFile},
-    engine::config::{Outcome, Proof, Servers, SyncStatus},
+    engine::{
+        EngineError,
+        config::{Applied, AuthFile, Outcome, Proof, Servers, SyncStatus},
+    },
     nats::{Running, ServerError},
     options::{NatsOptions, Options, Secret},
     state::{Adopt, Keep},
@@ -195,6 +197,25 @@ async fn a_server_proves_by_its_digest_that_it_runs_the_file() {
         assert_eq!(proof(&house.unchanged().await), Proof::Digest);
         assert_eq!(loaded(&nats), before, "it was in step and has been disturbed");
     }
+}
+
+/// The records may have taken long to read, and the operator not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_file_is_judged_in_the_main_config_as_it_is_when_it_is_put_in_its_place() {
+    let nats = Nats::start();
+    let mut house = House::of(&nats, by_pid_file(&nats));
+    house.changed(&["ann"]).await;
+    let before = fs::read_to_string(nats.auth_file()).unwrap();
+
+    let current = house.file.read(Adopt::No).unwrap();
+    let config = fs::read_to_string(nats.config_file()).unwrap();
+    let theirs = "accounts { A { users: [ {user: bob, password: b} ] } }\n";
+    write(nats.config_file(), format!("{config}{theirs}"));
+    let desired = Arc::new(letting_in(&["ann", "bob"]));
+    let refused = house.file.replace(&desired, &current, false, Keep::IfWanted).await;
+    assert!(matches!(refused, Err(EngineError::Rejected(_))), "{refused:?}");
+    assert_eq!(fs::read_to_string(nats.auth_file()).unwrap(), before);
+    assert!(nats.judge().is_ok(), "a restart would start");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

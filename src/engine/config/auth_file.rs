@@ -146,8 +146,9 @@ impl AuthFile {
         let begun = Instant::now();
         let hash = hash(&text);
         let judge = self.judge().await;
-        let with = judge.as_ref().zip(self.main_config.as_ref());
-        let with = with.map(|(judge, main)| (main.clone(), judge.version.clone()));
+        // As it is by now: the records may have taken long to read.
+        let main = self.main_config_now()?;
+        let with = judge.as_ref().zip(main).map(|(judge, main)| (main, judge.version.clone()));
         if with != self.checked_with || with.is_none() {
             // Not seen together before, so nothing is renamed before nats-server has seen it.
             // Of many users each is large, and hardly ever needed.
@@ -245,9 +246,10 @@ impl AuthFile {
         formers: impl Iterator<Item = String>,
     ) -> Result<(), EngineError> {
         let Some(judge) = judge else { return Ok(()) };
+        let main = self.main_config_now()?;
         let scratch = Scratch::new().map_err(|err| self.state.io("checked", err))?;
         let in_place = async |text: &str, name: &str| {
-            let files = self.main_config.as_ref().and_then(|it| it.with_auth_file(text));
+            let files = main.as_ref().and_then(|it| it.with_auth_file(text));
             let Some(files) = files else {
                 return Ok(None);
             };
