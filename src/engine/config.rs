@@ -191,8 +191,10 @@ impl ConfigEngine {
         applied: &Applied,
         servers: Vec<Outcome>,
     ) -> Result<Enforced, EngineError> {
+        let main_config =
+            self.auth_file.main_config_now().inspect_err(|_| self.servers.forget())?;
         let cut_off = self.servers.receipt();
-        let misplaced = if self.auth_file.main_config_now()? == self.auth_file.main_config {
+        let misplaced = if main_config == self.auth_file.main_config {
             self.misplaced().map(Misplaced::Placement)
         } else {
             Some(Misplaced::Changed)
