@@ -234,11 +234,6 @@ impl Engine {
 }
 
 impl Enforced {
-    /// How long the longest reload took, as far as that is known.
-    pub(crate) fn reload(&self) -> Option<Duration> {
-        self.servers.iter().filter_map(Outcome::reloading).max()
-    }
-
     /// What one can do about it, if it is not in force everywhere.
     pub fn hint(&self) -> Option<String> {
         match &self.misplaced {

@@ -5,12 +5,10 @@ mod backoff;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Instant,
+    future::pending,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use tokio::{sync::watch, time};
@@ -245,6 +243,9 @@ impl<S: Source> Reconciler<S> {
             self.agenda.begins(scope);
             let looked = self.look(Consent::default(), scope).await;
             tell_findings(&before, &self.findings);
+            if let Some(took) = reload(&looked) {
+                self.reloaded(took).await;
+            }
             match looked {
                 Ok(Looked::NothingUrgent) => (),
                 Ok(Looked::Superseded { removed }) => self.agenda.superseded(removed),
@@ -262,6 +263,14 @@ impl<S: Source> Reconciler<S> {
                 }
             }
         }
+    }
+
+    /// Leaves servers time for log-ins after a reload that took so long.
+    async fn reloaded(&mut self, took: Duration) {
+        let Some((predicted, measured)) = self.engine.freeze(took).await else { return };
+        debug!(?predicted, ?measured, ?took, "a reload kept log-ins waiting");
+        self.board.froze(predicted, measured);
+        self.agenda.reloaded(measured);
     }
 
     /// Makes one pass: looks, computes, and makes the world match.
@@ -303,7 +312,9 @@ impl<S: Source> Reconciler<S> {
         let begun = time::Instant::now();
         // First: else another pass could write what is newer than this look.
         let _lock = self.engine.lock_for_a_pass().await.map_err(EngineError::from)?;
-        let (snapshot, current) = self.read(consent.adopt).await?;
+        let read = self.read(consent.adopt).await;
+        self.agenda.looked(begun);
+        let (snapshot, current) = read?;
         let snapshot = match snapshot {
             Ok(snapshot) => snapshot,
             Err(_) if scope.is_for_revocations() => return Ok(Looked::NothingUrgent),
@@ -312,7 +323,6 @@ impl<S: Source> Reconciler<S> {
         let plan = self.decide(&snapshot, &current);
         self.board.counts(&snapshot, &plan.findings);
         self.findings.clone_from(&plan.findings);
-        self.agenda.looked(begun);
 
         let differs = plan.write && self.is_wanted(&snapshot, &current);
         let urgent = differs && plan.refused.is_none() && scope.admits(&plan.changes);
@@ -430,50 +440,45 @@ impl<S: Source> Reconciler<S> {
                 && changes.check(*limits, now).is_ok()
                 && !seen.as_ref().is_some_and(|it| is_filtered(filter.as_ref(), it, now))
         };
-        let hinted = AtomicBool::new(false);
+        let hinted = || {
+            board.hinted();
+            agenda.hinted();
+        };
         let ended = {
             let mut enforcing = engine.begin(applied, former).await;
             let superseding = removal_budget.is_some() && enforcing.can_be_superseded();
-            let mut revocation = pin!(shows(source, &hinted, revokes));
+            let mut revocation = pin!(async {
+                if superseding { shows(source, hinted, revokes).await } else { pending().await }
+            });
+            let mut revoked = false;
             loop {
-                match enforcing.step().await {
-                    Err(error) => break Err(error),
-                    Ok(engine::Step::Done(enforced)) => break Ok(Ok(*enforced)),
-                    Ok(engine::Step::Refused(error)) => break Ok(Err(error)),
-                    Ok(engine::Step::Pending(pause)) => tokio::select! {
-                        () = &mut revocation, if superseding => {
-                            enforcing.leave();
-                            board.hinted();
-                            return Ok(None);
-                        }
-                        () = time::sleep(pause) => (),
+                let step = Box::pin(enforcing.step());
+                match beside(revocation.as_mut(), &mut revoked, step).await? {
+                    engine::Step::Done(enforced) => break Ok(*enforced),
+                    engine::Step::Refused(error) => break Err(error),
+                    engine::Step::Pending(pause) => tokio::select! {
+                        () = &mut revocation, if !revoked => revoked = true,
+                        () = time::sleep(if revoked { Duration::ZERO } else { pause }) => (),
                     },
+                }
+                if revoked {
+                    enforcing.leave();
+                    return Ok(None);
                 }
             }
         };
-        if hinted.into_inner() {
-            board.hinted();
-            agenda.hinted();
-        }
-        match ended? {
-            Ok(enforced) => self.settle(enforced).await.map(Some),
+        match ended {
+            Ok(enforced) => self.settle(enforced).map(Some),
             Err(error) => Err(self.roll_back(desired, former, error).await),
         }
     }
 
     /// Tells what came of it, and fails unless every server that could be asked enforces the file.
-    async fn settle(&mut self, enforced: Enforced) -> Result<Enforced, ReconcileError> {
+    fn settle(&mut self, enforced: Enforced) -> Result<Enforced, ReconcileError> {
         self.board.servers(&enforced.servers);
         self.board.meets(&self.engine.strangers());
         self.board.cuts_off(enforced.cut_off.as_ref());
         self.board.is_at(Step::Placement);
-        if let Some(took) = enforced.reload()
-            && let Some((predicted, measured)) = self.engine.freeze(took).await
-        {
-            debug!(?predicted, ?measured, ?took, "a reload kept log-ins waiting");
-            self.board.froze(predicted, measured);
-            self.agenda.reloaded(measured);
-        }
         let in_force = |it: &Outcome| !matches!(it.state, SyncStatus::NotInStep { .. });
         if enforced.misplaced.is_none() && enforced.servers.iter().all(in_force) {
             return Ok(enforced);
@@ -513,7 +518,7 @@ impl<S: Source> Reconciler<S> {
                 engine::Step::Pending(pause) => time::sleep(pause).await,
             }
         };
-        self.settle(enforced).await
+        self.settle(enforced)
     }
 
     /// Keeps servers to the file as it is, since it cannot be brought up to date: one may have
@@ -572,7 +577,13 @@ impl<S: Source> Reconciler<S> {
             Want { desired: &backup, former: &current, differs, revoked, keep: Keep::Always };
         self.activity.send_replace("checking and writing the auth file");
         let applied = self.engine.apply(want).await?;
-        let Enforced { servers, cut_off, .. } = self.converge(&applied, &current).await?;
+        self.activity.send_replace("waiting for nats-server");
+        let Enforced { servers, cut_off, .. } = match self.converge(&applied, &current).await {
+            Err(ReconcileError::Engine(why @ EngineError::Rejected(_))) => {
+                return Err(self.roll_back(&backup, &current, why).await);
+            }
+            enforced => enforced?,
+        };
         let users = backup.users.len();
         let changes = differs.then_some(changes);
         Ok((diff, Converged { changes, users, deferred: false, servers, cut_off }))
@@ -666,21 +677,51 @@ impl<S: Source> Reconciler<S> {
     }
 }
 
+/// How long the longest reload of a look took, as far as that is known.
+fn reload(looked: &Result<Looked, ReconcileError>) -> Option<Duration> {
+    let servers = match looked {
+        Ok(Looked::Passed(passed)) => &passed.servers,
+        Err(ReconcileError::NotInForce(enforced)) => &enforced.servers,
+        Ok(_) | Err(_) => return None,
+    };
+    servers.iter().filter_map(Outcome::reloading).max()
+}
+
 /// Whether nothing but what the filter leaves out has happened since.
 fn is_filtered(filter: Option<&EventFilter>, seen: &Snapshot, now: &Snapshot) -> bool {
     filter.is_some_and(|filter| !Event::between(seen, now).iter().any(|it| filter.0(it)))
 }
 
-/// Returns once the source shows this. Notes whether it gave a hint meanwhile.
-async fn shows(source: &mut impl Source, hinted: &AtomicBool, wanted: impl Fn(&Snapshot) -> bool) {
+/// Returns once the source shows this. Tells each hint that it gives meanwhile.
+async fn shows(
+    source: &mut impl Source,
+    mut hinted: impl FnMut(),
+    wanted: impl Fn(&Snapshot) -> bool,
+) {
     loop {
         source.changed().await;
-        hinted.store(true, Ordering::Relaxed);
+        hinted();
         let begun = Instant::now();
         if source.snapshot().await.is_ok_and(|it| wanted(&it)) {
             return;
         }
         time::sleep(begun.elapsed() * REST).await;
+    }
+}
+
+/// Completes `step`, which is not to be left half-way, and meanwhile goes on with another thing, unless
+/// that is `over`.
+async fn beside<T>(
+    mut other: Pin<&mut impl Future<Output = ()>>,
+    over: &mut bool,
+    step: impl Future<Output = T>,
+) -> T {
+    let mut step = pin!(step);
+    loop {
+        tokio::select! {
+            step = &mut step => return step,
+            () = &mut other, if !*over => *over = true,
+        }
     }
 }
 
@@ -700,12 +741,7 @@ fn tell_findings(before: &[Finding], findings: &[Finding]) {
 }
 
 /// One line for each change of the file, or of what a server runs.
-fn tell(
-    changes: Option<&Changes>,
-    applied: &Applied,
-    servers: &[Outcome],
-    took: std::time::Duration,
-) {
+fn tell(changes: Option<&Changes>, applied: &Applied, servers: &[Outcome], took: Duration) {
     if !applied.changed && servers.iter().all(|it| it.took.is_none()) {
         debug!(?took, "nothing to do");
         return;

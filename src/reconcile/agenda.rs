@@ -210,7 +210,7 @@ impl Agenda {
     pub(super) fn superseded(&mut self, removed: usize) {
         self.next_probe = Instant::now();
         self.removed_early += removed;
-        self.burst = None;
+        (self.burst, self.probe) = (None, None);
         self.hinted();
         self.pass = self.next_probe + self.pace.resync;
     }
