@@ -351,6 +351,7 @@ impl<S: Source> Reconciler<S> {
         if differs {
             self.board.changed(&plan.changes);
         }
+        self.board.has_applied();
         if differs || !plan.write {
             self.seen = seen;
         }

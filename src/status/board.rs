@@ -309,6 +309,13 @@ impl Board {
         self.watch.change(|it| it.status.users = users);
     }
 
+    /// What was told until the source was read is in the file, unless the pass defers it. What is told
+    /// from now on is for the next one.
+    pub(crate) fn has_applied(&mut self) {
+        self.noticed = self.noticed.filter(|_| self.defers);
+        self.untold &= self.defers;
+    }
+
     /// The file was changed.
     pub(crate) fn changed(&mut self, changes: &Changes) {
         let noticed = self.noticed.take().unwrap_or(self.begun.1);
@@ -454,13 +461,7 @@ impl Board {
         self.watch.tally.pass_seconds.observe(took.as_secs_f64());
 
         let succeeded = failure.is_none();
-        let read = failure.as_ref().is_none_or(|it| it.step != Step::Snapshot);
-        self.untold &= self.defers || !read;
-        let mut proven = VecDeque::new();
-        if succeeded {
-            self.noticed = self.noticed.filter(|_| self.defers);
-            proven = mem::take(&mut self.pending);
-        }
+        let proven = if succeeded { mem::take(&mut self.pending) } else { VecDeque::new() };
         let tally = &self.watch.tally;
         self.watch.change(|it| {
             it.ready |= succeeded;
